@@ -1,0 +1,1 @@
+//! The catalogue: what exists, who holds what, what was in flight.

@@ -1,0 +1,1 @@
+//! Persistent block storage for virtual machines: the operations.

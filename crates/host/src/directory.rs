@@ -1,0 +1,434 @@
+//! Files in one directory, opened without following links and published atomically.
+//!
+//! Everything that must survive a power cut goes through here: a file is written under a
+//! temporary name, flushed, renamed into place, and then its directory is flushed.
+//! See rename(2) and fsync(2); `O_NOFOLLOW` is in open(2).
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that renames and flushes files"
+)]
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::Changed;
+
+/// A file operation that failed, with the path it was about.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct FileError {
+    /// What was tried: `open`, `flush`, `rename`, …
+    pub action: &'static str,
+    /// What it was tried on.
+    pub path: PathBuf,
+    /// What the system answered.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Pairs what the system answered with what was tried on which path.
+    pub fn new(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> FileError {
+        FileError {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+
+    /// Whether the file was missing.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Whether the file was there already.
+    #[must_use]
+    pub fn is_already_there(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// An existing file, to read.
+    Read,
+    /// An existing file, to read and write.
+    ReadWrite,
+    /// A file that does not exist yet, to read and write.
+    CreateNew,
+    /// A file that may or may not exist, to read and write; what it holds stays.
+    CreateOrOpen,
+}
+
+/// An open directory. Operations name files in it, never paths.
+#[derive(Debug)]
+pub struct Directory {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens an existing directory.
+    ///
+    /// # Errors
+    /// Where it is missing, not a directory, or not accessible.
+    pub fn open(path: &Path) -> Result<Directory, FileError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| FileError::new("open directory", path, error))?;
+        Ok(Directory {
+            handle,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Creates the last component of `path` with mode 0700 if it is missing, and opens it.
+    ///
+    /// # Errors
+    /// Where the parent is missing or not writable, or `path` is not a directory.
+    pub fn create(path: &Path) -> Result<(Directory, Changed), FileError> {
+        let changed = match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) => Changed::Yes,
+            Err(Errno::EXIST) => Changed::No,
+            Err(error) => return Err(FileError::new("create directory", path, error)),
+        };
+        let directory = Directory::open(path)?;
+        if changed == Changed::Yes
+            && let Some(parent) = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            Directory::open(parent)?.flush()?;
+        }
+        Ok((directory, changed))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a file in it, for messages and for programs that take one.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn error(&self, action: &'static str, name: &str, error: Errno) -> FileError {
+        FileError::new(action, self.path_of(name), error)
+    }
+
+    /// Opens a file with mode 0600 where it is made; refuses a symbolic link.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn file(&self, name: &str, how: Open) -> Result<File, FileError> {
+        let base = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let (flags, action) = match how {
+            Open::Read => (OFlags::RDONLY, "open"),
+            Open::ReadWrite => (OFlags::RDWR, "open"),
+            Open::CreateNew => (OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, "create"),
+            Open::CreateOrOpen => (OFlags::RDWR | OFlags::CREATE, "open"),
+        };
+        rustix::fs::openat(&self.handle, name, base | flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|error| self.error(action, name, error))
+    }
+
+    /// Reads a whole file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is longer.
+    pub fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, FileError> {
+        let mut content = Vec::new();
+        let mut file = self.file(name, Open::Read)?.take(limit + 1);
+        let fail = |error| FileError::new("read", self.path_of(name), error);
+        file.read_to_end(&mut content).map_err(fail)?;
+        if content.len() as u64 > limit {
+            return Err(fail(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("the file is larger than {limit} bytes"),
+            )));
+        }
+        Ok(content)
+    }
+
+    /// Replaces a file's content durably: afterwards, and after a crash in the middle, the file
+    /// is whole, old or new.
+    ///
+    /// A crash can leave `name` with `.part` appended; the next replacement overwrites it.
+    ///
+    /// # Errors
+    /// Where the new content cannot be written; the old content then stays.
+    pub fn replace(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        let part = format!("{name}.part");
+        let mut file = self.file(&part, Open::CreateOrOpen)?;
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.write_all(content))
+            .map_err(|error| FileError::new("write", self.path_of(&part), error))
+            .and_then(|()| self.flush_file(&part, &file))
+            .and_then(|()| self.rename_over(&part, name));
+        if written.is_err() {
+            // The error that matters is the one above; a part that stays is overwritten next time.
+            let _ = self.unlink(&part);
+        }
+        written?;
+        self.flush()
+    }
+
+    /// Gives a flushed temporary file its final name, durably, where that name is free.
+    ///
+    /// # Errors
+    /// Where the file cannot be flushed, or the name is taken ([`FileError::is_already_there`]).
+    pub fn publish(&self, temporary: &str, name: &str) -> Result<(), FileError> {
+        let file = self.file(temporary, Open::Read)?;
+        self.flush_file(temporary, &file)?;
+        let renamed = rustix::fs::renameat_with(
+            &self.handle,
+            temporary,
+            &self.handle,
+            name,
+            RenameFlags::NOREPLACE,
+        );
+        match renamed {
+            Ok(()) => {}
+            // NFS and a few others do not know the flag; our locks keep the name ours.
+            Err(Errno::INVAL | Errno::NOSYS) if !self.contains(name)? => {
+                self.rename_over(temporary, name)?;
+            }
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                return Err(self.error("publish", name, Errno::EXIST));
+            }
+            Err(error) => return Err(self.error("publish", name, error)),
+        }
+        self.flush()
+    }
+
+    fn rename_over(&self, from: &str, to: &str) -> Result<(), FileError> {
+        rustix::fs::renameat(&self.handle, from, &self.handle, to)
+            .map_err(|error| self.error("rename into place", to, error))
+    }
+
+    /// Renames a file durably, replacing what had the new name.
+    ///
+    /// # Errors
+    /// What rename(2) says.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
+        self.rename_over(from, to)?;
+        self.flush()
+    }
+
+    /// Removes a file durably; one that is not there is no error.
+    ///
+    /// # Errors
+    /// What unlink(2) says.
+    pub fn remove(&self, name: &str) -> Result<Changed, FileError> {
+        let changed = self.unlink(name)?;
+        if changed == Changed::Yes {
+            self.flush()?;
+        }
+        Ok(changed)
+    }
+
+    /// Removes a file without waiting for the disk; one that is not there is no error.
+    ///
+    /// # Errors
+    /// What unlink(2) says.
+    pub fn unlink(&self, name: &str) -> Result<Changed, FileError> {
+        match rustix::fs::unlinkat(&self.handle, name, AtFlags::empty()) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(Errno::NOENT) => Ok(Changed::No),
+            Err(error) => Err(self.error("remove", name, error)),
+        }
+    }
+
+    /// Whether a file of that name is there, of whatever kind.
+    ///
+    /// # Errors
+    /// Where the directory cannot be searched.
+    pub fn contains(&self, name: &str) -> Result<bool, FileError> {
+        match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.error("look up", name, error)),
+        }
+    }
+
+    /// The names of the regular files in it, sorted. Names that are not UTF-8 are left out:
+    /// nothing of ours has one.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn files(&self) -> Result<Vec<String>, FileError> {
+        let fail = |error: Errno| FileError::new("list", &self.path, error);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.handle).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let name = entry.file_name().to_bytes().to_vec();
+            let Ok(name) = String::from_utf8(name) else {
+                continue;
+            };
+            let regular = match entry.file_type() {
+                FileType::RegularFile => true,
+                // Some filesystems do not say; then the file is asked.
+                FileType::Unknown => self.is_regular(&name)?,
+                _ => false,
+            };
+            if regular {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn is_regular(&self, name: &str) -> Result<bool, FileError> {
+        let stat = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.error("look up", name, error))?;
+        Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    }
+
+    /// Waits until a file's content is on disk.
+    ///
+    /// # Errors
+    /// What fsync(2) says; the content must then be taken for lost.
+    pub fn flush_file(&self, name: &str, file: &File) -> Result<(), FileError> {
+        rustix::fs::fsync(file).map_err(|error| self.error("flush", name, error))
+    }
+
+    /// Waits until the directory itself, that is which names it holds, is on disk.
+    ///
+    /// # Errors
+    /// What fsync(2) says.
+    pub fn flush(&self) -> Result<(), FileError> {
+        rustix::fs::fsync(&self.handle)
+            .map_err(|error| FileError::new("flush directory", &self.path, error))
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+/// Waits until a file's content is on disk.
+///
+/// # Errors
+/// What fsync(2) says; the content must then be taken for lost.
+pub fn flush(path: &Path, file: &File) -> Result<(), FileError> {
+    rustix::fs::fsync(file).map_err(|error| FileError::new("flush", path, error))
+}
+
+/// Splits a path into its directory, opened, and its last component.
+///
+/// # Errors
+/// Where the path has no last component in UTF-8, or its directory cannot be opened.
+pub fn split(path: &Path) -> Result<(Directory, String), FileError> {
+    let name = path
+        .file_name()
+        .map(OsString::from)
+        .and_then(|name| name.into_string().ok());
+    let Some(name) = name else {
+        return Err(FileError::new(
+            "use as a file",
+            path,
+            io::ErrorKind::InvalidFilename,
+        ));
+    };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((Directory::open(parent)?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, Directory) {
+        let home = tempfile::tempdir().unwrap();
+        let directory = Directory::open(home.path()).unwrap();
+        (home, directory)
+    }
+
+    #[test]
+    fn replace_leaves_only_the_new_content() {
+        let (_home, directory) = directory();
+        directory.replace("a", b"one, which is longer").unwrap();
+        directory.replace("a", b"two").unwrap();
+        assert_eq!(directory.read("a", 100).unwrap(), b"two");
+        assert_eq!(directory.files().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn publish_refuses_a_taken_name_and_keeps_both_files() {
+        let (_home, directory) = directory();
+        directory.replace("there", b"old").unwrap();
+        directory.replace("new.tmp", b"new").unwrap();
+        assert!(
+            directory
+                .publish("new.tmp", "there")
+                .unwrap_err()
+                .is_already_there()
+        );
+        assert_eq!(directory.read("there", 9).unwrap(), b"old");
+        directory.publish("new.tmp", "free").unwrap();
+        assert_eq!(directory.files().unwrap(), ["free", "there"]);
+    }
+
+    #[test]
+    fn a_symbolic_link_is_not_followed() {
+        let (home, directory) = directory();
+        std::os::unix::fs::symlink("/etc/passwd", home.path().join("link")).unwrap();
+        assert!(directory.file("link", Open::Read).is_err());
+        assert!(directory.file("link", Open::ReadWrite).is_err());
+        assert!(directory.files().unwrap().is_empty());
+    }
+
+    #[test]
+    fn removing_twice_changes_once() {
+        let (_home, directory) = directory();
+        directory.replace("a", b"").unwrap();
+        assert_eq!(directory.remove("a").unwrap(), Changed::Yes);
+        assert_eq!(directory.remove("a").unwrap(), Changed::No);
+    }
+
+    #[test]
+    fn a_read_is_bounded() {
+        let (_home, directory) = directory();
+        directory.replace("a", &[0; 11]).unwrap();
+        assert!(directory.read("a", 10).is_err());
+        assert!(directory.read("a", 11).is_ok());
+    }
+
+    #[test]
+    fn create_makes_only_the_last_component() {
+        let (home, _) = directory();
+        assert!(Directory::create(&home.path().join("x/y")).is_err());
+        assert_eq!(
+            Directory::create(&home.path().join("x")).unwrap().1,
+            Changed::Yes
+        );
+        assert_eq!(
+            Directory::create(&home.path().join("x")).unwrap().1,
+            Changed::No
+        );
+    }
+}

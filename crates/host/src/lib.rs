@@ -1,0 +1,32 @@
+//! The operating system, as Sistemo uses it.
+//!
+//! This crate is the only one that starts a program, makes a file durable or renames one into
+//! place; a clippy list in `clippy.toml` keeps it so.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`directory`] | files in one directory, opened without following links, published atomically |
+//! | [`lock`] | advisory file locks that die with their holders |
+//! | [`process`] | processes known by more than a number |
+//! | [`program`] | running other programs |
+//! | [`socket`] | Unix sockets whose path is too long for `sun_path` |
+//! | [`sparse`] | copying files without their holes |
+//! | [`system`] | facts about this host |
+
+pub mod directory;
+pub mod lock;
+pub mod process;
+pub mod program;
+pub mod socket;
+pub mod sparse;
+pub mod system;
+
+/// Whether an operation changed anything; a repeated one changes nothing and says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use]
+pub enum Changed {
+    /// Something is different now.
+    Yes,
+    /// It was so already.
+    No,
+}

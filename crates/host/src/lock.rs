@@ -1,0 +1,219 @@
+//! Advisory file locks that die with their holders.
+//!
+//! A lock is an flock(2) on a file that is never unlinked. It belongs to the open file
+//! description, so a program that inherits the descriptor holds the lock for as long as it
+//! lives, also when the process that took it is gone: a stale lock cannot exist.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::directory::{Directory, FileError, Open, split};
+
+/// How long a command waits for another that holds what it needs.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const HOLDER_LIMIT: u64 = 512;
+
+/// Why a lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process held it for all the time we waited.
+    #[error("{} is held by {holder}", path.display())]
+    Held {
+        /// The lock's file.
+        path: PathBuf,
+        /// Who holds it: `process 123 (sistemo volume resize …)`, or `another process`.
+        holder: String,
+    },
+    /// The lock's file cannot be opened or locked.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A lock that is held until this value, and every descriptor inherited from it, is gone.
+#[derive(Debug)]
+#[must_use]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock, waiting up to `patience` for whoever holds it.
+    ///
+    /// `purpose` is what an impatient waiter reads in its error, such as the command line.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] with the holder's purpose where it is still held after that time.
+    pub fn acquire(path: &Path, purpose: &str, patience: Duration) -> Result<Lock, LockError> {
+        let started = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(lock) = Lock::try_acquire(path, purpose)? {
+                return Ok(lock);
+            }
+            if started.elapsed() >= patience {
+                return Err(LockError::Held {
+                    path: path.to_owned(),
+                    holder: holder(path),
+                });
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Takes the lock where it is free; `None` where it is held.
+    ///
+    /// # Errors
+    /// Where its file cannot be opened.
+    pub fn try_acquire(path: &Path, purpose: &str) -> Result<Option<Lock>, LockError> {
+        let (directory, name) = split(path)?;
+        let file = directory.file(&name, Open::CreateOrOpen)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(FileError::new("lock", path, error).into()),
+        }
+        let lock = Lock {
+            file,
+            path: path.to_owned(),
+        };
+        lock.sign(purpose)?;
+        Ok(Some(lock))
+    }
+
+    /// Whether somebody holds the lock at this instant. A missing file is held by nobody.
+    ///
+    /// # Errors
+    /// Where its file cannot be opened.
+    pub fn is_held(path: &Path) -> Result<bool, LockError> {
+        let (directory, name) = match split(path) {
+            Err(error) if error.is_not_found() => return Ok(false),
+            other => other?,
+        };
+        let file = match directory.file(&name, Open::ReadWrite) {
+            Err(error) if error.is_not_found() => return Ok(false),
+            other => other?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(FileError::new("lock", path, error).into()),
+        }
+    }
+
+    /// The lock's file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another handle on the same lock: it is free when both are gone.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn share(&self) -> Result<Lock, LockError> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|e| FileError::new("share", &self.path, e))?;
+        Ok(Lock {
+            file,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Takes over a lock whose descriptor this process inherited.
+    pub fn inherited(file: File, path: PathBuf) -> Lock {
+        Lock { file, path }
+    }
+
+    fn sign(&self, purpose: &str) -> Result<(), LockError> {
+        let mut file = &self.file;
+        let text = format!("process {} ({purpose})", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .map_err(|error| FileError::new("write", &self.path, error).into())
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn holder(path: &Path) -> String {
+    let read = || -> Option<String> {
+        let (directory, name) = split(path).ok()?;
+        let mut text = String::new();
+        Directory::file(&directory, &name, Open::Read)
+            .ok()?
+            .take(HOLDER_LIMIT)
+            .read_to_string(&mut text)
+            .ok()?;
+        (!text.is_empty()).then_some(text)
+    };
+    read().unwrap_or_else(|| "another process".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::Program;
+
+    const NO_PATIENCE: Duration = Duration::ZERO;
+
+    fn lock_file() -> (tempfile::TempDir, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("volume.lock");
+        (home, path)
+    }
+
+    #[test]
+    fn a_second_taker_is_told_who_holds_it() {
+        let (_home, path) = lock_file();
+        let _held = Lock::acquire(&path, "volume resize pgdata", NO_PATIENCE).unwrap();
+        let error = Lock::acquire(&path, "other", NO_PATIENCE).unwrap_err();
+        assert!(
+            error.to_string().contains("(volume resize pgdata)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_dropped_lock_is_free_and_its_file_stays() {
+        let (_home, path) = lock_file();
+        drop(Lock::acquire(&path, "one", NO_PATIENCE).unwrap());
+        assert!(!Lock::is_held(&path).unwrap());
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_program_that_inherits_a_lock_holds_it_while_it_lives() {
+        let (_home, path) = lock_file();
+        let lock = Lock::acquire(&path, "mkfs", NO_PATIENCE).unwrap();
+        let mut child = Program::find("sleep")
+            .unwrap()
+            .arg("60")
+            .inherit(&lock)
+            .unwrap()
+            .spawn()
+            .unwrap();
+        drop(lock);
+        assert!(Lock::is_held(&path).unwrap());
+        child.kill();
+        assert!(!Lock::is_held(&path).unwrap());
+    }
+}

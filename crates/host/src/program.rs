@@ -1,0 +1,578 @@
+//! Running other programs: absolute executables and argument vectors, never a shell.
+
+use std::collections::VecDeque;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+
+/// Where system programs are, also when an ordinary user's PATH leaves them out.
+const SYSTEM_PATH: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// The first descriptor that inherited ones are given; 0, 1 and 2 are the standard ones.
+const FIRST_INHERITED: i32 = 3;
+
+const KEPT_LINES: usize = 12;
+const LONGEST_OUTPUT: u64 = 64 << 20;
+
+/// Why a program did not do what it was started for.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// There is no executable of that name on this host.
+    #[error("{name} is not installed")]
+    NotInstalled {
+        /// The program's name.
+        name: String,
+    },
+    /// It could not be started or spoken to.
+    #[error("cannot run {}", path.display())]
+    Start {
+        /// The executable.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended with another status than 0.
+    #[error("{name} failed ({status}){}", said(message))]
+    Failed {
+        /// The program's name.
+        name: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The last lines of what it wrote to stderr.
+        message: String,
+    },
+    /// It did not end in time and was killed.
+    #[error("{name} did not finish within {} s", limit.as_secs())]
+    TimedOut {
+        /// The program's name.
+        name: String,
+        /// How long it was given.
+        limit: Duration,
+    },
+}
+
+fn said(message: &str) -> String {
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {message}")
+    }
+}
+
+/// What a program that ended well printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// The last lines of its standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Its standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// A program to be run, built up like [`std::process::Command`].
+///
+/// It starts with an empty standard input, `LC_ALL=C`, and none of our open files but those
+/// given with [`Program::inherit`].
+#[derive(Debug)]
+pub struct Program {
+    path: PathBuf,
+    name: String,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    directory: Option<PathBuf>,
+    inherited: Vec<OwnedFd>,
+    input: Vec<u8>,
+    limit: Option<Duration>,
+}
+
+impl Program {
+    /// Finds a program on PATH, then in the system's own directories.
+    ///
+    /// # Errors
+    /// [`ProgramError::NotInstalled`].
+    pub fn find(name: &str) -> Result<Program, ProgramError> {
+        let path = locate(name).ok_or_else(|| ProgramError::NotInstalled {
+            name: name.to_owned(),
+        })?;
+        Ok(Program::at(&path))
+    }
+
+    /// Takes the program at a path, without looking whether it is there.
+    #[must_use]
+    pub fn at(path: &Path) -> Program {
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned();
+        Program {
+            path: path.to_owned(),
+            name,
+            arguments: Vec::new(),
+            environment: vec![("LC_ALL".into(), "C".into())],
+            directory: None,
+            inherited: Vec::new(),
+            input: Vec::new(),
+            limit: None,
+        }
+    }
+
+    /// The executable.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The arguments so far.
+    #[must_use]
+    pub fn arguments(&self) -> &[OsString] {
+        &self.arguments
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Program {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Program {
+        self.arguments.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().to_owned()),
+        );
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Program {
+        self.environment
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it in a directory.
+    #[must_use]
+    pub fn current_dir(mut self, directory: &Path) -> Program {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
+    /// Lets it inherit an open file, such as a [`Lock`](crate::lock::Lock). The first one
+    /// becomes its descriptor 3, the next 4, and so on.
+    ///
+    /// # Errors
+    /// Where this process has no descriptor left.
+    pub fn inherit(mut self, file: &impl AsFd) -> Result<Program, ProgramError> {
+        let file = file
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| ProgramError::Start {
+                path: self.path.clone(),
+                source,
+            })?;
+        self.inherited.push(file);
+        Ok(self)
+    }
+
+    /// Gives it a standard input.
+    #[must_use]
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Program {
+        self.input = input.into();
+        self
+    }
+
+    /// Kills it where it runs longer than this.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Program {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// Where it cannot be started, ends with another status than 0, or takes too long.
+    pub fn run(self) -> Result<Output, ProgramError> {
+        self.run_watched(&mut |_| {})
+    }
+
+    /// Runs it to its end and passes on each line of its standard error as it comes; `\r` ends
+    /// a line too, as progress meters use it.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub fn run_watched(self, watch: &mut dyn FnMut(&str)) -> Result<Output, ProgramError> {
+        let Program {
+            ref path,
+            ref name,
+            limit,
+            ..
+        } = self;
+        let (path, name) = (path.clone(), name.clone());
+        let fail = |source| ProgramError::Start {
+            path: path.clone(),
+            source,
+        };
+        let (mut command, input) = self.into_command()?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .map_err(|source| start_error(&path, source))?;
+        drop(command);
+
+        let mut stdin = child.stdin.take();
+        let writer = thread::spawn(move || {
+            if let Some(stdin) = &mut stdin {
+                // A program that does not read all of its input may still succeed.
+                let _ = stdin.write_all(&input);
+            }
+        });
+        let stdout = child.stdout.take();
+        let reader = thread::spawn(move || {
+            let mut content = Vec::new();
+            let stdout = stdout.map(|stdout| stdout.take(LONGEST_OUTPUT));
+            stdout
+                .map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut content))
+                .map(|_| content)
+        });
+        let watchdog = limit.map(|limit| Watchdog::start(&child, limit));
+
+        let stderr = child.stderr.take();
+        let kept = stderr.map_or(Ok(VecDeque::new()), |stderr| keep_last_lines(stderr, watch));
+        let status = child.wait();
+        let timed_out = watchdog.is_some_and(Watchdog::stop);
+        // Neither thread panics; a broken one has no input or output to tell of.
+        let _ = writer.join();
+        let stdout = reader.join().unwrap_or_else(|_| Ok(Vec::new()));
+
+        if let (true, Some(limit)) = (timed_out, limit) {
+            return Err(ProgramError::TimedOut { name, limit });
+        }
+        let (status, stdout) = (status.map_err(fail)?, stdout.map_err(fail)?);
+        let stderr = kept
+            .map_err(fail)?
+            .into_iter()
+            .collect::<Vec<_>>()
+            .join("\n");
+        if status.success() {
+            Ok(Output { stdout, stderr })
+        } else {
+            Err(ProgramError::Failed {
+                name,
+                status,
+                message: stderr.trim().to_owned(),
+            })
+        }
+    }
+
+    /// Runs it with our own standard input, output and error, and waits for it.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn run_in_foreground(self) -> Result<ExitStatus, ProgramError> {
+        let path = self.path.clone();
+        let (mut command, _) = self.into_command()?;
+        command
+            .status()
+            .map_err(|source| start_error(&path, source))
+    }
+
+    /// Starts it and does not wait. Its output is thrown away.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn spawn(self) -> Result<Running, ProgramError> {
+        self.spawn_with_output(None)
+    }
+
+    /// Starts it and does not wait; what it prints goes to `output`.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn spawn_logged(self, output: File) -> Result<Running, ProgramError> {
+        self.spawn_with_output(Some(output))
+    }
+
+    fn spawn_with_output(self, output: Option<File>) -> Result<Running, ProgramError> {
+        let path = self.path.clone();
+        let fail = |source| ProgramError::Start {
+            path: path.clone(),
+            source,
+        };
+        let (mut command, _) = self.into_command()?;
+        command.stdin(Stdio::null());
+        match output {
+            Some(output) => {
+                command
+                    .stdout(output.try_clone().map_err(fail)?)
+                    .stderr(output);
+            }
+            None => {
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+            }
+        }
+        let child = command
+            .spawn()
+            .map_err(|source| start_error(&path, source))?;
+        Ok(Running { child })
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts programs"
+    )]
+    fn into_command(self) -> Result<(Command, Vec<u8>), ProgramError> {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments).envs(self.environment);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        let mappings = (FIRST_INHERITED..)
+            .zip(self.inherited)
+            .map(|(child_fd, parent_fd)| FdMapping {
+                parent_fd,
+                child_fd,
+            })
+            .collect();
+        command
+            .fd_mappings(mappings)
+            .map_err(|error| ProgramError::Start {
+                path: self.path.clone(),
+                source: io::Error::other(error),
+            })?;
+        Ok((command, self.input))
+    }
+}
+
+fn start_error(path: &Path, source: io::Error) -> ProgramError {
+    if source.kind() == io::ErrorKind::NotFound && !path.exists() {
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned();
+        return ProgramError::NotInstalled { name };
+    }
+    ProgramError::Start {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A program that was started and not waited for.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Its process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What waitpid(2) says.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// How it ended, where it has.
+    ///
+    /// # Errors
+    /// What waitpid(2) says.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Kills it and waits until it is gone; one that has ended is no error.
+    pub fn kill(&mut self) {
+        // Both fail only where the process has ended and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a program is, if it is installed.
+#[must_use]
+pub fn locate(name: &str) -> Option<PathBuf> {
+    let own_path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&own_path)
+        .filter(|directory| directory.is_absolute())
+        .chain(SYSTEM_PATH.iter().map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|candidate| is_executable(candidate))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The exit status as a shell gives it: 128 and the signal's number for a killed program.
+#[must_use]
+pub fn shell_status(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
+}
+
+fn keep_last_lines(stream: impl Read, watch: &mut dyn FnMut(&str)) -> io::Result<VecDeque<String>> {
+    let mut kept = VecDeque::new();
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.by_ref().take(1 << 16).read_until(b'\n', &mut line)? == 0 {
+            return Ok(kept);
+        }
+        let text = String::from_utf8_lossy(&line);
+        for part in text
+            .split(['\r', '\n'])
+            .map(str::trim_end)
+            .filter(|part| !part.is_empty())
+        {
+            watch(part);
+            kept.push_back(part.to_owned());
+            if kept.len() > KEPT_LINES {
+                kept.pop_front();
+            }
+        }
+    }
+}
+
+/// Kills a program that takes too long.
+struct Watchdog {
+    cancel: std::sync::mpsc::Sender<()>,
+    thread: thread::JoinHandle<bool>,
+}
+
+impl Watchdog {
+    fn start(child: &Child, limit: Duration) -> Watchdog {
+        let identity = crate::process::ProcessIdentity::of(child.id());
+        let (cancel, cancelled) = std::sync::mpsc::channel();
+        let deadline = Instant::now() + limit;
+        let thread = thread::spawn(move || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if cancelled.recv_timeout(left) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                return false;
+            }
+            if let Ok(Some(identity)) = identity {
+                // It is our own child, so the signal cannot be refused.
+                let _ = identity.end(crate::process::Ending::Kill);
+            }
+            true
+        });
+        Watchdog { cancel, thread }
+    }
+
+    /// Calls it off; returns whether it had to act.
+    fn stop(self) -> bool {
+        drop(self.cancel);
+        self.thread.join().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_gets_its_arguments_and_input_as_they_are() {
+        let output = Program::find("cat")
+            .unwrap()
+            .arg("-")
+            .input("a $HOME 'b'")
+            .run()
+            .unwrap();
+        assert_eq!(output.text(), "a $HOME 'b'");
+    }
+
+    #[test]
+    fn a_failure_carries_the_last_words() {
+        let error = Program::find("ls")
+            .unwrap()
+            .arg("/no/such")
+            .run()
+            .unwrap_err();
+        let shown = error.to_string();
+        assert!(shown.starts_with("ls failed (exit status: 2): "), "{shown}");
+        assert!(shown.contains("/no/such"), "{shown}");
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = Program::find("no-such-program").unwrap_err();
+        assert_eq!(error.to_string(), "no-such-program is not installed");
+        let error = Program::at(Path::new("/no/such-program"))
+            .run()
+            .unwrap_err();
+        assert_eq!(error.to_string(), "such-program is not installed");
+    }
+
+    #[test]
+    fn a_slow_program_is_killed() {
+        let limit = Duration::from_millis(50);
+        let error = Program::find("sleep")
+            .unwrap()
+            .arg("60")
+            .time_limit(limit)
+            .run()
+            .unwrap_err();
+        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+    }
+
+    #[test]
+    fn progress_lines_arrive_one_by_one() {
+        let mut lines = Vec::new();
+        let script = "printf '1%%\\r2%%\\rdone\\n' >&2";
+        let program = Program::find("sh").unwrap().args(["-c", script]);
+        program
+            .run_watched(&mut |line| lines.push(line.to_owned()))
+            .unwrap();
+        assert_eq!(lines, ["1%", "2%", "done"]);
+    }
+
+    #[test]
+    fn system_programs_are_found_without_their_directory_on_path() {
+        assert!(locate("mkfs.ext4").is_some_and(|path| path.is_absolute()));
+    }
+}

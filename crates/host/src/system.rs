@@ -1,0 +1,95 @@
+//! Facts about this host.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::StatVfs;
+
+/// The identifier of this boot.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// The host's memory in bytes.
+///
+/// # Errors
+/// Where /proc is not mounted or its text is not as proc(5) says.
+pub fn memory_bytes() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemTotal"))
+}
+
+/// The number of the host's processors that this process may use.
+#[must_use]
+pub fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1))
+}
+
+/// Whether this process runs as root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The name of this process's user, from passwd(5); its number where it has no name there.
+#[must_use]
+pub fn user_name() -> String {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&uid.as_str()))
+        .and_then(|fields| fields.first().map(|name| (*name).to_owned()))
+        .unwrap_or(uid)
+}
+
+/// The space of the filesystem that holds a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The bytes that this user may still fill.
+    pub free: u64,
+}
+
+/// The space of the filesystem that holds `path`.
+///
+/// # Errors
+/// What statvfs(3) says.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let StatVfs {
+        f_frsize,
+        f_blocks,
+        f_bavail,
+        ..
+    } = rustix::fs::statvfs(path)?;
+    Ok(Space {
+        size: f_blocks * f_frsize,
+        free: f_bavail * f_frsize,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_has_memory_processors_and_a_boot() {
+        assert!(memory_bytes().unwrap() > 1 << 20);
+        assert!(processors() > 0);
+        assert_eq!(boot_id().unwrap().len(), 36);
+        assert!(space(Path::new("/")).unwrap().size > 0);
+        assert!(!user_name().is_empty());
+    }
+}

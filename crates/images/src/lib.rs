@@ -1,0 +1,1 @@
+//! Getting an operating system into a volume.

@@ -1,0 +1,1 @@
+//! Where volumes live: the driver contract and the built-in drivers.

@@ -1,0 +1,1 @@
+//! The test environment: prerequisites, tiny guests, loop-mounted filesystems.

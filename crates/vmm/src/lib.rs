@@ -1,0 +1,1 @@
+//! The hypervisor contract and its QEMU implementation.
