@@ -175,6 +175,19 @@ impl Directory {
     /// # Errors
     /// Where the new content cannot be written; the old content then stays.
     pub fn replace(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        self.replace_unflushed(name, content)?;
+        self.flush()
+    }
+
+    /// Replaces a file's content as [`Directory::replace`] does, without waiting for the
+    /// directory: after a crash the file is whole, old or new, and it is the new one once the
+    /// directory has been flushed, by whatever operation.
+    ///
+    /// For a file that is of no use before another one is published beside it.
+    ///
+    /// # Errors
+    /// As [`Directory::replace`].
+    pub fn replace_unflushed(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
         let part = format!("{name}.part");
         let mut file = self.file(&part, Open::CreateOrOpen)?;
         let written = file
@@ -187,8 +200,7 @@ impl Directory {
             // The error that matters is the one above; a part that stays is overwritten next time.
             let _ = self.unlink(&part);
         }
-        written?;
-        self.flush()
+        written
     }
 
     /// Gives a flushed temporary file its final name, durably, where that name is free.
@@ -374,6 +386,17 @@ mod tests {
         directory.replace("a", b"one, which is longer").unwrap();
         directory.replace("a", b"two").unwrap();
         assert_eq!(directory.read("a", 100).unwrap(), b"two");
+        assert_eq!(directory.files().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn an_unflushed_replacement_is_seen_at_once_and_leaves_no_part() {
+        let (home, directory) = directory();
+        directory.replace_unflushed("a", b"one").unwrap();
+        directory.replace_unflushed("a", b"two").unwrap();
+        assert_eq!(directory.read("a", 9).unwrap(), b"two");
+        std::fs::create_dir(home.path().join("taken")).unwrap();
+        assert!(directory.replace_unflushed("taken", b"x").is_err());
         assert_eq!(directory.files().unwrap(), ["a"]);
     }
 

@@ -60,7 +60,7 @@ impl ProcessIdentity {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/stat is missing"))
     }
 
-    /// Whether it still runs. A zombie does not.
+    /// Whether it still runs, in any of its threads. A zombie does not.
     ///
     /// # Errors
     /// Where /proc cannot be read.
@@ -133,13 +133,21 @@ fn start_time(pid: u32) -> io::Result<Option<u64>> {
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
         Err(error) => return Err(error),
     };
+    Ok(start_time_in(&stat))
+}
+
+fn start_time_in(stat: &str) -> Option<u64> {
     // The second field is the command in parentheses and may hold anything, parentheses too.
-    let after_command = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let (_, after_command) = stat.rsplit_once(')')?;
     let mut fields = after_command.split_whitespace();
-    if matches!(fields.next(), None | Some("Z" | "X")) {
-        return Ok(None);
+    let state = fields.next()?;
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    // Field 20: a first thread that ended before the others is a zombie too, but the process
+    // lives on in them, and what it has open stays open.
+    if matches!(state, "Z" | "X") && threads <= 1 {
+        return None;
     }
-    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
+    fields.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -162,6 +170,18 @@ mod tests {
         };
         assert!(!last_boot.is_alive().unwrap());
         assert!(last_boot.wait_gone(None).unwrap());
+    }
+
+    #[test]
+    fn a_process_is_gone_with_its_last_thread() {
+        let stat = |state: &str, threads: u32| {
+            format!("7 (a) b) {state} 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 4711 0 0")
+        };
+        assert_eq!(start_time_in(&stat("S", 1)), Some(4711));
+        assert_eq!(start_time_in(&stat("Z", 3)), Some(4711));
+        assert_eq!(start_time_in(&stat("Z", 1)), None);
+        assert_eq!(start_time_in(&stat("X", 0)), None);
+        assert_eq!(start_time_in(""), None);
     }
 
     #[test]

@@ -326,6 +326,25 @@ impl Program {
         self.spawn_with_output(Some(output))
     }
 
+    /// Starts it with these as its standard input, output and error, and does not wait.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn spawn_connected(
+        self,
+        input: OwnedFd,
+        output: OwnedFd,
+        error: File,
+    ) -> Result<Running, ProgramError> {
+        let path = self.path.clone();
+        let (mut command, _) = self.into_command()?;
+        command.stdin(input).stdout(output).stderr(error);
+        let child = command
+            .spawn()
+            .map_err(|source| start_error(&path, source))?;
+        Ok(Running { child })
+    }
+
     fn spawn_with_output(self, output: Option<File>) -> Result<Running, ProgramError> {
         let path = self.path.clone();
         let fail = |source| ProgramError::Start {

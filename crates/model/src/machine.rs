@@ -278,6 +278,9 @@ pub struct VcpuCount(u8);
 pub struct VcpuError(String);
 
 impl VcpuCount {
+    /// The number for a machine that asks for none.
+    pub const DEFAULT: VcpuCount = VcpuCount(2);
+
     /// The number.
     #[must_use]
     pub fn get(self) -> u32 {
