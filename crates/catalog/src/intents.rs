@@ -1,0 +1,161 @@
+//! What was about to be done, for whoever finds it after a crash.
+//!
+//! The owner of an operation of several steps takes the locks of its objects, records an intent
+//! in the transaction that changes their records, does the work, and removes the intent in the
+//! transaction that records the result. It holds the locks from before the intent is recorded
+//! until after it is removed. So whoever finds an intent and can take those locks
+//! ([`Locks::try_intent`](crate::Locks::try_intent)) knows that its owner is gone, and that no
+//! program the owner started is still writing; holding them, and having looked whether the
+//! intent is still there ([`Session::intent`]), it may finish the operation or undo it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sistemo_model::{Bytes, MachineId, Timestamp, VolumeId};
+
+use crate::connection::{Session, Transaction};
+use crate::error::{CatalogError, Result};
+use crate::rows::Columns;
+
+/// The number of a recorded intent; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IntentId(i64);
+
+impl fmt::Display for IntentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An operation of several steps that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Intent {
+    /// A volume is being made; its record is `Creating`.
+    CreateVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A volume is being removed; its record is `Deleting`.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A volume is being made larger; its record has the old size.
+    GrowVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The size it had.
+        from: Bytes,
+        /// The size it is to have.
+        to: Bytes,
+    },
+    /// A volume has a new name, which the description beside it may not have yet.
+    RenameVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A machine is being made; its record is `Creating`.
+    DeployMachine {
+        /// The machine.
+        machine: MachineId,
+        /// The root volume, where this deploy makes it.
+        root: Option<VolumeId>,
+    },
+    /// A machine is being removed; its record is `Deleting`.
+    DeleteMachine {
+        /// The machine.
+        machine: MachineId,
+        /// The root volume, where it is to be removed too.
+        root: Option<VolumeId>,
+    },
+}
+
+impl Intent {
+    /// The volumes whose locks its owner holds.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeId> {
+        match *self {
+            Intent::CreateVolume { volume }
+            | Intent::DeleteVolume { volume }
+            | Intent::GrowVolume { volume, .. }
+            | Intent::RenameVolume { volume } => vec![volume],
+            Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
+                root.into_iter().collect()
+            }
+        }
+    }
+
+    /// The machine whose lock its owner holds.
+    #[must_use]
+    pub fn machine(&self) -> Option<MachineId> {
+        match *self {
+            Intent::DeployMachine { machine, .. } | Intent::DeleteMachine { machine, .. } => {
+                Some(machine)
+            }
+            Intent::CreateVolume { .. }
+            | Intent::DeleteVolume { .. }
+            | Intent::GrowVolume { .. }
+            | Intent::RenameVolume { .. } => None,
+        }
+    }
+}
+
+impl Session<'_> {
+    /// What is under way or was left behind, oldest first.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn intents(&self) -> Result<Vec<(IntentId, Intent)>> {
+        let sql = "SELECT id, intent FROM intents ORDER BY id";
+        self.rows("intents", sql, (), |row| {
+            Ok((IntentId(row.value("id")?), read_intent(row)?))
+        })
+    }
+
+    /// The intent of that number, where it is not finished.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn intent(&self, id: IntentId) -> Result<Option<Intent>> {
+        let sql = "SELECT id, intent FROM intents WHERE id = ?1";
+        self.row("intents", sql, [id.0], read_intent)
+    }
+}
+
+impl Transaction<'_> {
+    /// Records what its caller, who holds the locks of its objects, is about to do.
+    ///
+    /// # Errors
+    /// What `SQLite` says.
+    pub fn begin(&self, intent: &Intent) -> Result<IntentId> {
+        let fail = |error| CatalogError::database("record an intent", self.path, error);
+        let text = serde_json::to_string(intent)
+            .map_err(|error| fail(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
+        let sql = "INSERT INTO intents (intent, created) VALUES (?1, ?2)";
+        self.execute(
+            "record an intent",
+            sql,
+            (text, Timestamp::now().to_string()),
+        )?;
+        Ok(IntentId(self.connection.last_insert_rowid()))
+    }
+
+    /// Removes an intent that was carried out or undone; a finished one is no error.
+    ///
+    /// # Errors
+    /// What `SQLite` says.
+    pub fn finish(&self, id: IntentId) -> Result<()> {
+        self.execute(
+            "finish an intent",
+            "DELETE FROM intents WHERE id = ?1",
+            [id.0],
+        )?;
+        Ok(())
+    }
+}
+
+fn read_intent(row: &Columns<'_>) -> Result<Intent> {
+    let text: String = row.value("intent")?;
+    serde_json::from_str(&text).map_err(|error| row.damaged("intent", error))
+}

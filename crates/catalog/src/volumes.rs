@@ -1,0 +1,176 @@
+//! The records of volumes.
+
+use rusqlite::Params;
+use sistemo_model::{
+    Boot, Bytes, Digest, Lifecycle, Reference, Timestamp, Volume, VolumeId, VolumeName,
+};
+
+use crate::connection::{Session, Transaction};
+use crate::error::{CatalogError, Kind, Result};
+use crate::objects::expect_lifecycle;
+use crate::rows::Columns;
+
+impl Session<'_> {
+    /// The volumes that are ready, ordered by name.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn volumes(&self) -> Result<Vec<Volume>> {
+        self.select_volumes("WHERE lifecycle = 'ready' ORDER BY name", ())
+    }
+
+    /// All volumes, also those being made or removed, ordered by name.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn all_volumes(&self) -> Result<Vec<Volume>> {
+        self.select_volumes("ORDER BY name", ())
+    }
+
+    /// The volume with this ID, in whatever stage of its life.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn volume(&self, id: VolumeId) -> Result<Volume> {
+        self.select_volumes("WHERE id = ?1", [id.to_string()])?
+            .pop()
+            .ok_or_else(|| CatalogError::no_such(Kind::Volume, &id))
+    }
+
+    /// The ready volume that a user means: by name, full ID or the beginning of an ID, in that
+    /// order.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`], [`CatalogError::Ambiguous`].
+    pub fn find_volume(&self, reference: &Reference) -> Result<Volume> {
+        let id = self.find(Kind::Volume, reference)?;
+        self.select_volumes("WHERE id = ?1", [id])?
+            .pop()
+            .ok_or_else(|| CatalogError::no_such(Kind::Volume, reference))
+    }
+
+    fn select_volumes(&self, which: &str, params: impl Params) -> Result<Vec<Volume>> {
+        let sql = format!("SELECT * FROM volumes {which}");
+        self.rows("volumes", &sql, params, read_volume)
+    }
+}
+
+impl Transaction<'_> {
+    /// Records a volume as it is given, times included.
+    ///
+    /// # Errors
+    /// [`CatalogError::NameTaken`], [`CatalogError::IdTaken`].
+    pub fn insert_volume(&self, volume: &Volume) -> Result<()> {
+        self.expect_free_id(Kind::Volume, &volume.id)?;
+        self.expect_free_name(Kind::Volume, &volume.id, volume.name.as_str())?;
+        let boot = volume.boot.as_ref();
+        self.execute(
+            "record a volume",
+            "INSERT INTO volumes (id, name, size, role, pool, filesystem, kernel, initrd,
+                                  lifecycle, created, modified)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            (
+                volume.id.to_string(),
+                volume.name.as_str(),
+                self.stored("a size", volume.size.get())?,
+                volume.role.as_str(),
+                volume.pool.as_str(),
+                volume.filesystem.as_str(),
+                boot.map(|boot| boot.kernel.as_str()),
+                boot.and_then(|boot| boot.initrd.as_ref())
+                    .map(Digest::as_str),
+                volume.lifecycle.as_str(),
+                volume.created.to_string(),
+                volume.modified.to_string(),
+            ),
+        )?;
+        Ok(())
+    }
+
+    /// Moves a volume to another stage of its life.
+    ///
+    /// # Errors
+    /// [`CatalogError::IllegalLifecycle`] where that stage cannot follow;
+    /// [`CatalogError::VolumeAttached`] where an attached volume would start to go.
+    pub fn set_volume_lifecycle(&self, id: VolumeId, next: Lifecycle) -> Result<()> {
+        let volume = self.volume(id)?;
+        expect_lifecycle(Kind::Volume, &volume.name, volume.lifecycle, next)?;
+        if next == Lifecycle::Deleting {
+            self.expect_free(id)?;
+        }
+        self.update_volume(id, "lifecycle", next.as_str())
+    }
+
+    /// Gives a volume another name; its own does no harm.
+    ///
+    /// # Errors
+    /// [`CatalogError::NameTaken`], [`CatalogError::NotFound`].
+    pub fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
+        self.expect_free_name(Kind::Volume, &id, name.as_str())?;
+        self.update_volume(id, "name", name.as_str())
+    }
+
+    /// Records a volume's new virtual size.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn set_volume_size(&self, id: VolumeId, size: Bytes) -> Result<()> {
+        let size = self.stored("a size", size.get())?;
+        self.update_volume(id, "size", size)
+    }
+
+    /// Forgets a volume.
+    ///
+    /// # Errors
+    /// [`CatalogError::VolumeAttached`], [`CatalogError::NotFound`].
+    pub fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.expect_free(id)?;
+        let sql = "DELETE FROM volumes WHERE id = ?1";
+        match self.execute("forget a volume", sql, [id.to_string()])? {
+            0 => Err(CatalogError::no_such(Kind::Volume, &id)),
+            _ => Ok(()),
+        }
+    }
+
+    fn update_volume(
+        &self,
+        id: VolumeId,
+        column: &'static str,
+        value: impl rusqlite::ToSql,
+    ) -> Result<()> {
+        let sql = format!("UPDATE volumes SET {column} = ?2, modified = ?3 WHERE id = ?1");
+        let now = Timestamp::now().to_string();
+        match self.execute("change a volume", &sql, (id.to_string(), value, now))? {
+            0 => Err(CatalogError::no_such(Kind::Volume, &id)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a volume that a machine holds.
+    pub(crate) fn expect_free(&self, id: VolumeId) -> Result<()> {
+        match self.holder_of(id)? {
+            None => Ok(()),
+            Some(holding) => Err(CatalogError::VolumeAttached {
+                volume: holding.attachment.volume_name,
+                machine: holding.machine_name,
+            }),
+        }
+    }
+}
+
+fn read_volume(row: &Columns<'_>) -> Result<Volume> {
+    let kernel: Option<Digest> = row.optional_word("kernel")?;
+    let initrd = row.optional_word("initrd")?;
+    Ok(Volume {
+        id: row.word("id")?,
+        name: row.word("name")?,
+        size: Bytes::new(row.number("size")?),
+        role: row.word("role")?,
+        pool: row.word("pool")?,
+        filesystem: row.word("filesystem")?,
+        boot: kernel.map(|kernel| Boot { kernel, initrd }),
+        lifecycle: row.word("lifecycle")?,
+        created: row.word("created")?,
+        modified: row.word("modified")?,
+    })
+}

@@ -1,0 +1,190 @@
+use sistemo_catalog::{CatalogError, Kind, Transaction};
+use sistemo_model::{Boot, Bytes, Digest, Filesystem, Lifecycle, Reference, Role, VolumeId};
+
+use crate::fixture::{Home, Result, long_ago, volume};
+
+#[test]
+fn a_volume_reads_back_as_it_was_recorded() {
+    let home = Home::new();
+    let plain = volume("pgdata");
+    let mut bootable = volume("db1-root");
+    bootable.role = Role::Root;
+    bootable.filesystem = Filesystem::None;
+    bootable.size = Bytes::new(i64::MAX as u64 - 511);
+    bootable.boot = Some(Boot {
+        kernel: Digest::from_bytes([1; 32]),
+        initrd: Some(Digest::from_bytes([2; 32])),
+    });
+    home.write(|tx| {
+        tx.insert_volume(&plain)?;
+        tx.insert_volume(&bootable)
+    });
+    assert_eq!(home.read(|s| s.volume(plain.id)), plain);
+    assert_eq!(home.read(|s| s.volume(bootable.id)), bootable);
+    assert_eq!(home.read(|s| s.volumes()), [bootable, plain]);
+}
+
+#[test]
+fn a_volume_is_listed_only_while_it_is_ready() {
+    let home = Home::new();
+    let mut creating = volume("new");
+    creating.lifecycle = Lifecycle::Creating;
+    home.write(|tx| tx.insert_volume(&creating));
+    let listed = || home.read(|s| s.volumes()).len();
+    let by_name = Reference::from("new");
+    assert_eq!(listed(), 0);
+    assert!(home.catalogue.read(|s| s.find_volume(&by_name)).is_err());
+
+    home.write(|tx| tx.set_volume_lifecycle(creating.id, Lifecycle::Ready));
+    assert_eq!(listed(), 1);
+    assert_eq!(home.read(|s| s.find_volume(&by_name)).id, creating.id);
+
+    home.write(|tx| tx.set_volume_lifecycle(creating.id, Lifecycle::Deleting));
+    assert_eq!(listed(), 0);
+    assert_eq!(home.read(|s| s.all_volumes()).len(), 1);
+
+    let error = home.refused(|tx| tx.set_volume_lifecycle(creating.id, Lifecycle::Ready));
+    assert_eq!(
+        error.to_string(),
+        "volume new is deleting and cannot become ready"
+    );
+    home.write(|tx| tx.delete_volume(creating.id));
+    assert!(home.read(|s| s.all_volumes()).is_empty());
+}
+
+#[test]
+fn a_taken_name_is_refused_whatever_the_stage_of_its_owner() {
+    let home = Home::new();
+    let mut creating = volume("pgdata");
+    creating.lifecycle = Lifecycle::Creating;
+    home.write(|tx| tx.insert_volume(&creating));
+    let other = home.add_volume("other");
+
+    for error in [
+        home.refused(|tx| tx.insert_volume(&volume("pgdata"))),
+        home.refused(|tx| tx.rename_volume(other, &creating.name)),
+    ] {
+        assert_eq!(error.to_string(), "the volume name `pgdata` is taken");
+    }
+    home.write(|tx| tx.rename_volume(other, &"other".parse().unwrap()));
+}
+
+#[test]
+fn a_name_equal_to_the_id_of_another_is_refused_and_the_other_way_round() {
+    let home = Home::new();
+    let id = home.add_volume("pgdata");
+    let id_as_name = id.to_string();
+    let named = home.refused(|tx| tx.insert_volume(&volume(&id_as_name)));
+    assert!(matches!(named, CatalogError::NameTaken { .. }), "{named}");
+    let other = home.add_volume("other");
+    let renamed = home.refused(|tx| tx.rename_volume(other, &id_as_name.parse().unwrap()));
+    assert!(
+        matches!(renamed, CatalogError::NameTaken { .. }),
+        "{renamed}"
+    );
+
+    let future = VolumeId::random();
+    home.write(|tx| tx.rename_volume(other, &future.to_string().parse().unwrap()));
+    let mut late = volume("late");
+    late.id = future;
+    let error = home.refused(|tx| tx.insert_volume(&late));
+    assert!(matches!(error, CatalogError::IdTaken { .. }), "{error}");
+}
+
+#[test]
+fn a_volume_is_found_by_name_then_id_then_the_beginning_of_an_id() {
+    let home = Home::new();
+    let mut first = volume("first");
+    first.id = "a1b2c3d4-5678-4abc-9ef0-123456789abc".parse().unwrap();
+    let mut second = volume("second");
+    second.id = "a1b2c3d4-9999-4abc-9ef0-123456789abc".parse().unwrap();
+    home.write(|tx| {
+        tx.insert_volume(&first)?;
+        tx.insert_volume(&second)
+    });
+    let find = |text: &str| {
+        home.catalogue
+            .read(|s| s.find_volume(&Reference::from(text)))
+    };
+
+    assert_eq!(find("second").unwrap(), second);
+    assert_eq!(find("a1b2c3d4-5678-4abc-9ef0-123456789abc").unwrap(), first);
+    assert_eq!(find("a1b2c3d4-9").unwrap(), second);
+    match find("a1b2c3d4").unwrap_err() {
+        CatalogError::Ambiguous {
+            kind, candidates, ..
+        } => {
+            let names: Vec<_> = candidates.iter().map(|c| c.name.as_str()).collect();
+            assert_eq!((kind, names), (Kind::Volume, vec!["first", "second"]));
+        }
+        error => panic!("{error}"),
+    }
+    for missing in ["a1b2c3d", "a1b2c3d5", "sec", "", "%", "a1b2c3d4%"] {
+        let error = find(missing).unwrap_err();
+        let expected = format!("there is no volume `{missing}`");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    // A name goes before an ID that begins like it.
+    let third = home.add_volume("a1b2c3d4");
+    assert_eq!(find("a1b2c3d4").unwrap().id, third);
+}
+
+type Change = fn(&Transaction<'_>, VolumeId) -> Result<()>;
+
+#[test]
+fn every_change_of_a_volume_is_dated() {
+    let home = Home::new();
+    let changes: [Change; 3] = [
+        |tx, id| tx.rename_volume(id, &"renamed".parse().unwrap()),
+        |tx, id| tx.set_volume_size(id, Bytes::from_mib(128)),
+        |tx, id| tx.set_volume_lifecycle(id, Lifecycle::Deleting),
+    ];
+    for change in changes {
+        let id = home.add_volume(&VolumeId::random().short());
+        home.write(|tx| change(tx, id));
+        let after = home.read(|s| s.volume(id));
+        assert!(after.modified > long_ago());
+        assert_eq!(after.created, long_ago());
+        home.write(|tx| tx.delete_volume(id));
+    }
+}
+
+#[test]
+fn a_volume_that_is_not_there_cannot_be_changed() {
+    let home = Home::new();
+    let id = VolumeId::random();
+    for error in [
+        home.refused(|tx| tx.volume(id)),
+        home.refused(|tx| tx.rename_volume(id, &"new".parse().unwrap())),
+        home.refused(|tx| tx.set_volume_size(id, Bytes::from_mib(1))),
+        home.refused(|tx| tx.set_volume_lifecycle(id, Lifecycle::Deleting)),
+        home.refused(|tx| tx.delete_volume(id)),
+    ] {
+        assert!(matches!(error, CatalogError::NotFound { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_size_beyond_what_a_file_can_have_is_refused() {
+    let home = Home::new();
+    let mut huge = volume("huge");
+    huge.size = Bytes::new(u64::MAX);
+    assert!(home.catalogue.write(|tx| tx.insert_volume(&huge)).is_err());
+    huge.size = Bytes::new(0);
+    assert!(home.catalogue.write(|tx| tx.insert_volume(&huge)).is_err());
+    assert!(home.read(|s| s.all_volumes()).is_empty());
+}
+
+#[test]
+fn an_attached_volume_is_not_deleted() {
+    let home = Home::new();
+    let (pgdata, db1) = (home.add_volume("pgdata"), home.add_machine("db1", 2201));
+    home.write(|tx| tx.attach(db1, pgdata, 1, sistemo_model::Access::ReadWrite));
+    for error in [
+        home.refused(|tx| tx.set_volume_lifecycle(pgdata, Lifecycle::Deleting)),
+        home.refused(|tx| tx.delete_volume(pgdata)),
+    ] {
+        assert_eq!(error.to_string(), "volume pgdata is attached to db1");
+    }
+}
