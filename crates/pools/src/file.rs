@@ -1,0 +1,507 @@
+//! The `file` driver: a directory of sparse files, on any filesystem.
+//!
+//! A volume is two files: its data, `<id>.ext4` (or `.xfs`, `.btrfs`, `.raw`, by the filesystem
+//! it was made with), and its description, `<id>.json`. Both have mode 0600. The state of a
+//! volume can be read from the names alone, after a crash too:
+//!
+//! | data | `….new` | `.json` | state | how it came about | what recovers it |
+//! |---|---|---|---|---|---|
+//! | yes | – | yes | [`Found::Volume`] | created | |
+//! | yes | – | no, or unreadable | [`Found::Undescribed`] | damage | [`Pool::describe`] |
+//! | – | yes | – | [`Found::Draft`] | create killed | [`Pool::remove`] |
+//! | – | yes | yes | [`Found::Draft`] | create killed while committing | [`Pool::remove`] |
+//! | – | – | yes | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
+//! | – | – | only `.json.part` | [`Found::Draft`] | create killed, then damage | [`Pool::remove`] |
+//! | yes | yes | any | the volume, and [`Found::Stray`] | damage | [`Pool::remove`] takes both |
+//! | two, or no regular file | any | any | [`Found::Damaged`] | damage | a person |
+//!
+//! `<id>.json.part` beside other files is the rest of a description whose writing was killed;
+//! the next writing goes over it. Data that is longer than its description says is a
+//! [`Pool::grow`] that was killed, and growing again completes it.
+//!
+//! So the data file under its final name is the volume: the rename that gives it the name is the
+//! instant at which the volume exists, and the unlink that takes it away the instant at which it
+//! does not. The description is written before the first and removed after the second. (A
+//! filesystem might bring these to disk in another order before a power cut; then what is found
+//! is `Undescribed`, of a volume that nobody was told about.)
+//!
+//! Creating flushes three times: the description, the data, the directory.
+
+mod content;
+mod draft;
+mod names;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+use sistemo_host::Changed;
+use sistemo_host::directory::{self, Directory, FileError, Open};
+use sistemo_host::system;
+use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
+
+use self::content::RawContent;
+use self::draft::FileDraft;
+use self::names::Kind;
+use crate::contract::{Draft, Facts, Flaw, Format, Found, Location, Pool, Usage};
+use crate::error::Subject;
+use crate::marker::{self, FirstUse};
+use crate::{Content, Description, PoolError, record};
+
+/// A pool of the `file` driver.
+#[derive(Debug)]
+pub struct FilePool {
+    name: PoolName,
+    catalogue: CatalogueId,
+    directory: Directory,
+}
+
+/// What the system says about a name in the pool.
+#[derive(Clone, Copy, Debug)]
+struct Stat {
+    regular: bool,
+    size: Bytes,
+    used: Bytes,
+}
+
+/// What stands where a volume's data should be.
+enum Data {
+    Missing,
+    File { name: String, stat: Stat },
+    Flawed(Flaw),
+}
+
+impl FilePool {
+    /// Opens a pool's directory; on first use its last component and the pool's marker are made
+    /// where they are missing. A relative `path` is taken from the current directory once, now.
+    ///
+    /// A crash in the middle leaves at most a directory without a marker, on which the next
+    /// first use goes on. Of several processes that come first at once, one makes the marker.
+    ///
+    /// # Errors
+    /// [`PoolError::Unavailable`] where the directory cannot be entered or made,
+    /// [`PoolError::NoMarker`] where a known pool has none, [`PoolError::OtherCatalogue`] and
+    /// [`PoolError::OtherPool`] where it has another's, [`PoolError::BadMarker`].
+    pub fn open(
+        name: PoolName,
+        path: &Path,
+        catalogue: CatalogueId,
+        first_use: FirstUse,
+    ) -> Result<FilePool, PoolError> {
+        let path = std::path::absolute(path).map_err(|error| {
+            marker::unavailable(&name, path, FileError::new("make absolute", path, error))
+        })?;
+        let directory = marker::enter(&path, &name, catalogue, first_use)?;
+        Ok(FilePool {
+            name,
+            catalogue,
+            directory,
+        })
+    }
+
+    fn subject(&self, volume: VolumeId) -> Subject<'_> {
+        Subject {
+            pool: &self.name,
+            volume,
+        }
+    }
+
+    fn unavailable(&self, source: FileError) -> PoolError {
+        marker::unavailable(&self.name, self.directory.path(), source)
+    }
+
+    fn already_there(&self, volume: VolumeId) -> PoolError {
+        PoolError::AlreadyThere {
+            pool: self.name.clone(),
+            volume,
+        }
+    }
+
+    fn stat(&self, id: VolumeId, name: &str) -> Result<Option<Stat>, PoolError> {
+        match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Stat {
+                regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+                size: Bytes::new(u64::try_from(stat.st_size).unwrap_or(0)),
+                // In units of 512 bytes whatever the filesystem's block is: stat(2).
+                used: Bytes::new(u64::try_from(stat.st_blocks).unwrap_or(0) * 512),
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => {
+                let source = FileError::new("look up", self.directory.path_of(name), error);
+                Err(self.subject(id).failed("look up", source))
+            }
+        }
+    }
+
+    fn locate(&self, id: VolumeId) -> Result<Data, PoolError> {
+        let mut there = Vec::new();
+        for name in names::every_data(id) {
+            if let Some(stat) = self.stat(id, &name)? {
+                there.push((name, stat));
+            }
+        }
+        Ok(match there.as_slice() {
+            [] => Data::Missing,
+            [(name, stat)] if stat.regular => Data::File {
+                name: name.clone(),
+                stat: *stat,
+            },
+            [(name, _)] => Data::Flawed(Flaw::NotAFile {
+                path: self.directory.path_of(name),
+            }),
+            several => Data::Flawed(Flaw::Several {
+                names: several.iter().map(|(name, _)| name.clone()).collect(),
+            }),
+        })
+    }
+
+    /// The name and state of the data of a volume that exists.
+    fn data(&self, id: VolumeId) -> Result<(String, Stat), PoolError> {
+        match self.locate(id)? {
+            Data::File { name, stat } => Ok((name, stat)),
+            Data::Missing => Err(self.subject(id).missing()),
+            Data::Flawed(flaw) => Err(self.subject(id).damaged(flaw)),
+        }
+    }
+
+    fn check_no_data(&self, id: VolumeId) -> Result<(), PoolError> {
+        match self.locate(id)? {
+            Data::Missing => Ok(()),
+            Data::File { .. } => Err(self.already_there(id)),
+            Data::Flawed(flaw) => Err(self.subject(id).damaged(flaw)),
+        }
+    }
+
+    fn facts_of(&self, name: &str, stat: Stat) -> Facts {
+        Facts {
+            path: self.directory.path_of(name),
+            size: stat.size,
+            used: stat.used,
+            format: Format::Raw,
+        }
+    }
+
+    /// The volume whose data is there; `None` where it was removed meanwhile.
+    fn volume(&self, id: VolumeId, name: &str, stat: Stat) -> Result<Option<Found>, PoolError> {
+        let facts = self.facts_of(name, stat);
+        Ok(match self.read_description(id) {
+            Ok(description) => Some(Found::Volume { description, facts }),
+            Err(_) if self.stat(id, name)?.is_some() => Some(Found::Undescribed { id, facts }),
+            Err(_) => None,
+        })
+    }
+
+    fn read_description(&self, id: VolumeId) -> Result<Description, PoolError> {
+        let text = match self.directory.read(&names::description(id), record::LIMIT) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => {
+                return Err(self.subject(id).damaged(Flaw::Undescribed));
+            }
+            Err(error) => return Err(self.subject(id).failed("read the description of", error)),
+        };
+        Description::from_json(&text, id).map_err(|source| PoolError::BadDescription {
+            pool: self.name.clone(),
+            volume: id,
+            source,
+        })
+    }
+
+    /// Writes a description that is durable when the directory is flushed the next time.
+    fn stage_description(&self, description: &Description) -> Result<(), PoolError> {
+        let name = names::description(description.id);
+        let failed = |source| {
+            let subject = self.subject(description.id);
+            subject.failed("write the description of", source)
+        };
+        let text = description
+            .to_json()
+            .map_err(|error| failed(FileError::new("encode", self.path_of(&name), error)))?;
+        self.directory
+            .replace_unflushed(&name, &text)
+            .map_err(failed)
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.directory.path_of(name)
+    }
+
+    fn open_data(&self, id: VolumeId, access: Access) -> Result<RawContent, PoolError> {
+        let (name, stat) = self.data(id)?;
+        let how = match access {
+            Access::ReadWrite => Open::ReadWrite,
+            Access::ReadOnly => Open::Read,
+        };
+        let file = self
+            .directory
+            .file(&name, how)
+            .map_err(|source| self.subject(id).failed("open", source))?;
+        Ok(RawContent {
+            file,
+            path: self.path_of(&name),
+            pool: self.name.clone(),
+            volume: id,
+            size: stat.size,
+            access,
+        })
+    }
+
+    fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
+        let bytes = size.get();
+        // No file is longer than `off_t` can say.
+        let possible = i64::try_from(bytes).is_ok();
+        if bytes > 0 && bytes.is_multiple_of(Bytes::SECTOR) && possible {
+            Ok(())
+        } else {
+            Err(PoolError::BadSize { volume, size })
+        }
+    }
+
+    fn lengthen(&self, data: &RawContent, to: Bytes) -> Result<(), PoolError> {
+        let id = data.volume;
+        data.file.set_len(to.get()).map_err(|error| {
+            let source = FileError::new("set the length of", &data.path, error);
+            self.subject(id).failed("grow", source)
+        })?;
+        directory::flush(&data.path, &data.file)
+            .map_err(|source| self.subject(id).failed("grow", source))
+    }
+}
+
+impl Pool for FilePool {
+    fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        "file"
+    }
+
+    fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn probe(&self) -> Result<(), PoolError> {
+        let path = self.directory.path();
+        let failed = |action, error: Errno| self.unavailable(FileError::new(action, path, error));
+        let opened = rustix::fs::fstat(&self.directory).map_err(|e| failed("look up", e))?;
+        // Programs are given paths, so the path must still lead to what we have open.
+        let there = rustix::fs::stat(path).map_err(|e| failed("look up", e))?;
+        if (opened.st_dev, opened.st_ino) != (there.st_dev, there.st_ino) {
+            return Err(PoolError::Replaced {
+                pool: self.name.clone(),
+                directory: path.to_owned(),
+            });
+        }
+        marker::check(&self.directory, &self.name, self.catalogue)?;
+        let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::accessat(&self.directory, ".", wanted, AtFlags::EACCESS)
+            .map_err(|error| failed("write to", error))
+    }
+
+    fn usage(&self) -> Result<Usage, PoolError> {
+        let path = self.directory.path();
+        let space = system::space(path)
+            .map_err(|error| self.unavailable(FileError::new("measure", path, error)))?;
+        Ok(Usage {
+            size: space.size,
+            used: space.size.saturating_sub(space.free),
+            free: space.free,
+        })
+    }
+
+    fn list(&self) -> Result<Vec<Found>, PoolError> {
+        let mut ours: BTreeMap<VolumeId, Vec<(Kind, String)>> = BTreeMap::new();
+        let mut strays = Vec::new();
+        let files = self.directory.files();
+        for name in files.map_err(|error| self.unavailable(error))? {
+            match names::parse(&name) {
+                Some((id, kind)) => ours.entry(id).or_default().push((kind, name)),
+                None if marker::is_marker(&name) => {}
+                None => strays.push(name),
+            }
+        }
+        let mut found = Vec::with_capacity(ours.len());
+        for (id, files) in ours {
+            let of_kind = |wanted| {
+                let matching = files.iter().filter(move |(kind, _)| *kind == wanted);
+                matching.map(|(_, name)| name.clone()).collect::<Vec<_>>()
+            };
+            let (data, drafts) = (of_kind(Kind::Data), of_kind(Kind::Draft));
+            let volume = match data.as_slice() {
+                [name] => match self.stat(id, name)? {
+                    Some(stat) if stat.regular => self.volume(id, name, stat)?,
+                    _ => None,
+                },
+                _ => None,
+            };
+            // Anything but a plain volume is looked at afresh: it may be changing meanwhile.
+            let state = match volume {
+                Some(volume) => Some(volume),
+                None => self.find(id)?,
+            };
+            if !data.is_empty() {
+                for draft in drafts {
+                    // A listing may show both names of a file that is renamed meanwhile.
+                    if self.stat(id, &draft)?.is_some() {
+                        strays.push(draft);
+                    }
+                }
+            }
+            found.extend(state);
+        }
+        found.extend(strays.into_iter().map(|name| Found::Stray { name }));
+        Ok(found)
+    }
+
+    fn find(&self, id: VolumeId) -> Result<Option<Found>, PoolError> {
+        // The draft before the data: a draft that is committed meanwhile is then seen as one or
+        // as the other, never as neither.
+        let mut draft = false;
+        for name in names::every_draft(id) {
+            draft |= self.stat(id, &name)?.is_some();
+        }
+        let there = |name: String| Ok::<_, PoolError>(self.stat(id, &name)?.is_some());
+        Ok(match self.locate(id)? {
+            Data::File { name, stat } => self.volume(id, &name, stat)?,
+            Data::Flawed(flaw) => Some(Found::Damaged { id, flaw }),
+            Data::Missing if draft => Some(Found::Draft { id }),
+            Data::Missing if there(names::description(id))? => Some(Found::Orphan {
+                id,
+                description: self.read_description(id).ok(),
+            }),
+            Data::Missing if there(names::part(id))? => Some(Found::Draft { id }),
+            Data::Missing => None,
+        })
+    }
+
+    fn draft(&self, description: &Description) -> Result<Box<dyn Draft + '_>, PoolError> {
+        FilePool::check_size(description.id, description.size)?;
+        self.check_no_data(description.id)?;
+        for name in names::every_draft(description.id) {
+            if self.stat(description.id, &name)?.is_some() {
+                return Err(PoolError::DraftThere {
+                    pool: self.name.clone(),
+                    volume: description.id,
+                });
+            }
+        }
+        Ok(Box::new(FileDraft::begin(self, description)?))
+    }
+
+    fn remove(&self, id: VolumeId) -> Result<Changed, PoolError> {
+        // The data first: what is left of a removal is then no volume, and never taken for one.
+        let names = names::every_data(id)
+            .chain(names::every_draft(id))
+            .chain([names::part(id), names::description(id)]);
+        let failed = |source| self.subject(id).failed("remove", source);
+        let mut changed = Changed::No;
+        for name in names {
+            if self.directory.unlink(&name).map_err(failed)? == Changed::Yes {
+                changed = Changed::Yes;
+            }
+        }
+        if changed == Changed::Yes {
+            self.directory.flush().map_err(failed)?;
+        }
+        Ok(changed)
+    }
+
+    fn grow(&self, id: VolumeId, to: Bytes) -> Result<Changed, PoolError> {
+        FilePool::check_size(id, to)?;
+        let (_, stat) = self.data(id)?;
+        let mut description = self.read_description(id)?;
+        if stat.size < description.size {
+            return Err(self.subject(id).damaged(Flaw::WrongSize {
+                recorded: description.size,
+                real: stat.size,
+            }));
+        }
+        if to < stat.size {
+            return Err(PoolError::Shrinks {
+                pool: self.name.clone(),
+                volume: id,
+                size: stat.size,
+                to,
+            });
+        }
+        if to == description.size {
+            return Ok(Changed::No);
+        }
+        let data = self.open_data(id, Access::ReadWrite)?;
+        description.size = to;
+        let described = self
+            .lengthen(&data, to)
+            .and_then(|()| self.stage_description(&description));
+        if let Err(error) = described {
+            // The new part holds nothing yet. Where this fails too, it is as after a crash.
+            let _ = data.file.set_len(stat.size.get());
+            return Err(error);
+        }
+        self.directory
+            .flush()
+            .map_err(|source| self.subject(id).failed("grow", source))?;
+        Ok(Changed::Yes)
+    }
+
+    fn open(&self, id: VolumeId, access: Access) -> Result<Location, PoolError> {
+        self.open_data(id, access)
+            .map(|data| Location::RawFile(data.path))
+    }
+
+    fn close(&self, _id: VolumeId) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn content(&self, id: VolumeId, access: Access) -> Result<Box<dyn Content>, PoolError> {
+        Ok(Box::new(self.open_data(id, access)?))
+    }
+
+    fn describe(&self, description: &Description) -> Result<Changed, PoolError> {
+        self.data(description.id)?;
+        if self
+            .read_description(description.id)
+            .is_ok_and(|old| old == *description)
+        {
+            return Ok(Changed::No);
+        }
+        self.stage_description(description)?;
+        self.directory
+            .flush()
+            .map_err(|source| self.subject(description.id).failed("describe", source))?;
+        Ok(Changed::Yes)
+    }
+
+    fn description(&self, id: VolumeId) -> Result<Description, PoolError> {
+        self.data(id)?;
+        self.read_description(id)
+    }
+
+    fn facts(&self, id: VolumeId) -> Result<Facts, PoolError> {
+        let (name, stat) = self.data(id)?;
+        Ok(self.facts_of(&name, stat))
+    }
+
+    fn verify(&self, id: VolumeId, recorded: Bytes) -> Result<Vec<Flaw>, PoolError> {
+        let real = match self.locate(id)? {
+            Data::Missing => return Ok(vec![Flaw::Missing]),
+            Data::Flawed(flaw) => return Ok(vec![flaw]),
+            Data::File { .. } => self.open_data(id, Access::ReadOnly)?.size,
+        };
+        let mut flaws = Vec::new();
+        if real != recorded {
+            flaws.push(Flaw::WrongSize { recorded, real });
+        }
+        match self.read_description(id) {
+            Ok(description) if description.size == recorded => {}
+            Ok(description) => flaws.push(Flaw::DescribedSize {
+                recorded,
+                described: description.size,
+            }),
+            Err(PoolError::BadDescription { .. }) => flaws.push(Flaw::BadDescription),
+            Err(PoolError::Damaged { flaw, .. }) => flaws.push(flaw),
+            Err(error) => return Err(error),
+        }
+        Ok(flaws)
+    }
+}
