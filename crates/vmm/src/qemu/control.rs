@@ -1,0 +1,184 @@
+//! Commands to a running QEMU, and what it tells.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sistemo_host::lock::Lock;
+use sistemo_model::{Bytes, PauseCause, StopHow};
+
+use super::qmp::{Event, Qmp};
+use super::{command, ending};
+use crate::VmmError;
+use crate::contract::{Control, DiskOperation, RunStatus, VmmEvent};
+
+/// How long a command may take. Holding the processors waits for what they asked of the disks,
+/// which a slow host takes its time for.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// A client of one of QEMU's two QMP sockets.
+#[derive(Debug)]
+pub(super) struct QemuControl {
+    qmp: Qmp,
+    /// Held for as long as the socket is ours.
+    _turn: Option<Lock>,
+}
+
+impl QemuControl {
+    pub(super) fn new(qmp: Qmp, turn: Option<Lock>) -> QemuControl {
+        QemuControl { qmp, _turn: turn }
+    }
+
+    fn execute(&mut self, command: &'static str) -> Result<Value, VmmError> {
+        self.qmp.execute(command, None, COMMAND_LIMIT)
+    }
+
+    fn ask<T: for<'a> Deserialize<'a>>(
+        &mut self,
+        command: &'static str,
+        arguments: Option<&Value>,
+    ) -> Result<T, VmmError> {
+        let reply = self.qmp.execute(command, arguments, COMMAND_LIMIT)?;
+        serde_json::from_value(reply).map_err(|error| self.qmp.garbled(error))
+    }
+
+    /// Why the processors are held after a disk error. Where one disk is full and another
+    /// broken, the broken one is what a user must hear of.
+    fn disk_cause(&mut self) -> Result<PauseCause, VmmError> {
+        let disks: Vec<BlockInfo> = self.ask("query-block", None)?;
+        let failed = |disk: &BlockInfo| disk.io_status.as_deref() == Some("failed");
+        Ok(if disks.iter().any(failed) {
+            PauseCause::DiskError
+        } else {
+            PauseCause::DiskFull
+        })
+    }
+
+    /// What an event means; `None` for one that is of no interest.
+    fn understand(&mut self, event: &Event) -> Result<Option<VmmEvent>, VmmError> {
+        Ok(match event.name.as_str() {
+            // QEMU does not say why it stopped; its state does.
+            "STOP" => match self.status()? {
+                RunStatus::Paused(cause) => Some(VmmEvent::Paused(cause)),
+                RunStatus::Stuck => Some(VmmEvent::Stuck),
+                // It runs again already, or is about to end: another event says so.
+                RunStatus::Starting | RunStatus::Running | RunStatus::Ending => None,
+            },
+            "RESUME" => Some(VmmEvent::Resumed),
+            "RESET" => Some(VmmEvent::Reset),
+            "SHUTDOWN" => {
+                let cause = event.data["reason"].as_str().unwrap_or_default();
+                // Whatever a newer QEMU calls it, the guest did not power itself off.
+                let how = ending::from_name(cause).unwrap_or(StopHow::Forced);
+                Some(VmmEvent::Ending(how))
+            }
+            "BLOCK_IO_ERROR" => {
+                let text = |key: &str| event.data[key].as_str().unwrap_or_default();
+                Some(VmmEvent::DiskError {
+                    position: command::position_of(text("node-name")),
+                    operation: match text("operation") {
+                        "read" => DiskOperation::Read,
+                        _ => DiskOperation::Write,
+                    },
+                    full: event.data["nospace"].as_bool().unwrap_or(false),
+                    message: text("reason").to_owned(),
+                })
+            }
+            _ => None,
+        })
+    }
+}
+
+/// `StatusInfo` of QEMU's qapi/run-state.json.
+#[derive(Deserialize)]
+struct StatusInfo {
+    status: String,
+}
+
+/// `BlockInfo` of QEMU's qapi/block-core.json.
+#[derive(Deserialize)]
+struct BlockInfo {
+    #[serde(rename = "io-status")]
+    io_status: Option<String>,
+}
+
+/// `BlockDeviceInfo` of QEMU's qapi/block-core.json.
+#[derive(Deserialize)]
+struct BlockNode {
+    #[serde(rename = "node-name")]
+    name: Option<String>,
+    image: ImageInfo,
+}
+
+#[derive(Deserialize)]
+struct ImageInfo {
+    #[serde(rename = "virtual-size")]
+    size: Bytes,
+}
+
+impl Control for QemuControl {
+    fn status(&mut self) -> Result<RunStatus, VmmError> {
+        let StatusInfo { status } = self.ask("query-status", None)?;
+        Ok(match status.as_str() {
+            "running" | "suspended" => RunStatus::Running,
+            "prelaunch" | "inmigrate" | "restore-vm" => RunStatus::Starting,
+            "shutdown" | "guest-panicked" => RunStatus::Ending,
+            "internal-error" => RunStatus::Stuck,
+            "io-error" => RunStatus::Paused(self.disk_cause()?),
+            _ => RunStatus::Paused(PauseCause::Requested),
+        })
+    }
+
+    fn pause(&mut self) -> Result<(), VmmError> {
+        self.execute("stop").map(drop)
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        self.execute("cont").map(drop)
+    }
+
+    fn power_button(&mut self) -> Result<(), VmmError> {
+        self.execute("system_powerdown").map(drop)
+    }
+
+    fn quit(&mut self) -> Result<(), VmmError> {
+        match self.execute("quit") {
+            Err(error) if error.is_gone() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    fn next_event(&mut self, limit: Duration) -> Result<Option<VmmEvent>, VmmError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(event) = self.qmp.next_event(left)? else {
+                return Ok(None);
+            };
+            if let Some(event) = self.understand(&event)? {
+                return Ok(Some(event));
+            }
+        }
+    }
+
+    fn grow_disk(&mut self, position: u8, size: Bytes) -> Result<(), VmmError> {
+        let name = command::node_name(position);
+        let flat = json!({ "flat": true });
+        let nodes: Vec<BlockNode> = self.ask("query-named-block-nodes", Some(&flat))?;
+        let disk = nodes
+            .iter()
+            .find(|node| node.name.as_deref() == Some(name.as_str()))
+            .ok_or(VmmError::NoDisk { position })?;
+        if size < disk.image.size {
+            return Err(VmmError::Shrink {
+                position,
+                size: disk.image.size,
+                asked: size,
+            });
+        }
+        let arguments = json!({ "node-name": name, "size": size });
+        self.qmp
+            .execute("block_resize", Some(&arguments), COMMAND_LIMIT)
+            .map(drop)
+    }
+}
