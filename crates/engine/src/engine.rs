@@ -1,0 +1,155 @@
+//! The engine itself: what an operation has at hand.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sistemo_catalog::{CatalogError, Catalogue, Locks};
+use sistemo_host::directory::Directory;
+use sistemo_images::Images;
+use sistemo_model::{PoolName, VmmKind};
+use sistemo_pools::{FilePool, FirstUse, Pool};
+use sistemo_vmm::Vmm;
+use sistemo_vmm::qemu::Qemu;
+
+use crate::error::{Error, Kind, Result};
+use crate::reporter::Reporter;
+use crate::settings::Settings;
+
+/// The operations on one data directory. Any number of engines, in any number of processes, may
+/// work on the same one at once.
+pub struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) reporter: Arc<dyn Reporter>,
+    pub(crate) caller: Caller,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) locks: Locks,
+    pub(crate) images: Images,
+    pools: Mutex<BTreeMap<PoolName, Arc<dyn Pool>>>,
+}
+
+/// On whose behalf an engine works.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// What others read who wait for a lock we hold: `sistemo volume resize pgdata 10G`.
+    pub purpose: String,
+    /// How to start the process that follows a running machine.
+    pub monitor: MonitorCommand,
+}
+
+/// A program that calls [`Engine::monitor`] on the same data directory with the machine's ID,
+/// which is appended to the arguments.
+#[derive(Clone, Debug)]
+pub struct MonitorCommand {
+    /// The executable.
+    pub program: PathBuf,
+    /// What comes before the machine's ID.
+    pub arguments: Vec<OsString>,
+}
+
+impl Engine {
+    /// Opens a data directory, making its last component where it is missing, and finishes or
+    /// undoes operations that were cut short.
+    ///
+    /// # Errors
+    /// Where the directory or the catalogue in it cannot be used, or belongs to a newer version.
+    pub fn open(settings: Settings, reporter: Arc<dyn Reporter>, caller: Caller) -> Result<Engine> {
+        let path = settings.data_dir.value.as_path();
+        let (_, _) = Directory::create(path).map_err(|source| unusable(path, source))?;
+        let catalogue = Catalogue::open(path).map_err(|error| match error {
+            CatalogError::Newer { .. } => Error::Catalogue(error),
+            other => unusable(path, other),
+        })?;
+        let locks = Locks::open(&path.join("locks")).map_err(|source| unusable(path, source))?;
+        let images = Images::open(path).map_err(Error::ImageStore)?;
+        let engine = Engine {
+            settings,
+            reporter,
+            caller,
+            catalogue,
+            locks,
+            images,
+            pools: Mutex::default(),
+        };
+        engine.recover()?;
+        Ok(engine)
+    }
+
+    /// The settings in effect.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.settings.data_dir.value
+    }
+
+    pub(crate) fn purpose(&self) -> &str {
+        &self.caller.purpose
+    }
+
+    /// The pool of that name, opened at its first use in this process.
+    pub(crate) fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(name) {
+            return Ok(Arc::clone(pool));
+        }
+        if *name != PoolName::default_pool() {
+            return Err(Error::NotFound {
+                kind: Kind::Pool,
+                reference: name.to_string(),
+            });
+        }
+        let directory = self.data_dir().join("volumes");
+        let known = self
+            .catalogue
+            .read(|session| session.known_pool(name))
+            .map_err(Error::from)?;
+        let first_use = if known.is_some() {
+            FirstUse::Known
+        } else {
+            FirstUse::Allowed
+        };
+        let pool = FilePool::open(name.clone(), &directory, self.catalogue.id(), first_use)
+            .map_err(|source| Error::Pool {
+                pool: name.clone(),
+                action: "be used".to_owned(),
+                source,
+            })?;
+        if known.is_none() {
+            self.catalogue
+                .write(|session| session.remember_pool(name, &directory))?;
+        }
+        let pool: Arc<dyn Pool> = Arc::new(pool);
+        pools.insert(name.clone(), Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// What runs machines of that kind.
+    #[expect(
+        clippy::unused_self,
+        reason = "which VMMs there are is the engine's to say"
+    )]
+    pub(crate) fn vmm(&self, kind: VmmKind) -> Box<dyn Vmm> {
+        match kind {
+            VmmKind::Qemu => Box::new(Qemu::new()),
+        }
+    }
+}
+
+fn unusable(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::DataDirectory {
+        path: path.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("data_dir", &self.data_dir())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,443 @@
+//! What can be refused, and what can fail.
+//!
+//! A variant names the operation and the object and keeps what caused it as its source, whose
+//! text it never repeats. Which words to add for a person is the caller's business.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use sistemo_catalog::CatalogError;
+use sistemo_host::directory::FileError;
+use sistemo_host::program::ProgramError;
+use sistemo_images::Error as ImageError;
+use sistemo_model::{
+    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, VolumeName,
+};
+use sistemo_pools::PoolError;
+use sistemo_vmm::VmmError;
+
+use crate::settings::SettingsError;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A kind of object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A volume.
+    Volume,
+    /// A machine.
+    Machine,
+    /// An image.
+    Image,
+    /// A pool.
+    Pool,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Volume => "volume",
+            Kind::Machine => "machine",
+            Kind::Image => "image",
+            Kind::Pool => "pool",
+        })
+    }
+}
+
+impl From<CatalogError> for Error {
+    /// What the catalogue refuses in the words of a user is passed on in those words.
+    fn from(error: CatalogError) -> Error {
+        let kind_of = |kind| match kind {
+            sistemo_catalog::Kind::Volume => Kind::Volume,
+            sistemo_catalog::Kind::Machine => Kind::Machine,
+        };
+        match error {
+            CatalogError::NotFound { kind, reference } => Error::NotFound {
+                kind: kind_of(kind),
+                reference: reference.to_string(),
+            },
+            CatalogError::Ambiguous {
+                kind,
+                reference,
+                candidates,
+            } => Error::Ambiguous {
+                kind: kind_of(kind),
+                reference: reference.to_string(),
+                candidates: candidates
+                    .into_iter()
+                    .map(|candidate| format!("{} ({})", candidate.name, candidate.id))
+                    .collect(),
+            },
+            CatalogError::NameTaken { kind, name } => Error::NameTaken {
+                kind: kind_of(kind),
+                name,
+            },
+            CatalogError::VolumeAttached { volume, machine } => {
+                Error::VolumeAttached { volume, machine }
+            }
+            CatalogError::NotAttached { volume, machine } => {
+                Error::VolumeNotAttached { volume, machine }
+            }
+            CatalogError::NoPosition { machine } => Error::TooManyVolumes {
+                machine,
+                limit: Attachment::LIMIT,
+            },
+            CatalogError::Locked { object, holder } => Error::Busy {
+                object: object.to_string(),
+                holder,
+            },
+            other => Error::Catalogue(other),
+        }
+    }
+}
+
+/// What can be refused, and what can fail.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such object.
+    #[error("{kind} {reference} does not exist")]
+    NotFound {
+        /// What kind of object.
+        kind: Kind,
+        /// How it was referred to.
+        reference: String,
+    },
+    /// An ID prefix fits more than one object.
+    #[error("{kind} {reference} is ambiguous: it may be {}", candidates.join(", "))]
+    Ambiguous {
+        /// What kind of object.
+        kind: Kind,
+        /// The prefix.
+        reference: String,
+        /// The names it fits.
+        candidates: Vec<String>,
+    },
+    /// The name belongs to another object of the kind, or is its ID.
+    #[error("{kind} {name} already exists")]
+    NameTaken {
+        /// What kind of object.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+    /// The volume is held by a machine.
+    #[error("volume {volume} is attached to {machine}")]
+    VolumeAttached {
+        /// The volume.
+        volume: VolumeName,
+        /// Who holds it.
+        machine: MachineName,
+    },
+    /// The volume is not held by this machine.
+    #[error("volume {volume} is not attached to {machine}")]
+    VolumeNotAttached {
+        /// The volume.
+        volume: VolumeName,
+        /// The machine that was named.
+        machine: MachineName,
+    },
+    /// A machine's root volume cannot be detached.
+    #[error("volume {volume} is the root of {machine} and cannot be detached")]
+    RootVolume {
+        /// The volume.
+        volume: VolumeName,
+        /// Whose root it is.
+        machine: MachineName,
+    },
+    /// A volume was named twice for one machine.
+    #[error("volume {volume} is named more than once")]
+    VolumeRepeated {
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// A machine has no place for another volume.
+    #[error("machine {machine} already holds {limit} volumes")]
+    TooManyVolumes {
+        /// The machine.
+        machine: MachineName,
+        /// How many it can hold.
+        limit: u8,
+    },
+    /// The operation needs a stopped machine.
+    #[error("cannot {action} while machine {machine} is {state}")]
+    MachineActive {
+        /// The machine.
+        machine: MachineName,
+        /// What it is doing.
+        state: MachineState,
+        /// What was asked for: `attach volume pgdata`.
+        action: String,
+    },
+    /// The operation needs a running machine.
+    #[error("cannot {action}: machine {machine} is {state}")]
+    MachineInactive {
+        /// The machine.
+        machine: MachineName,
+        /// What it is doing.
+        state: MachineState,
+        /// What was asked for: `pause`.
+        action: &'static str,
+    },
+    /// Volumes only grow.
+    #[error("volume {volume} has {size} already; {asked} would not make it larger")]
+    NotLarger {
+        /// The volume.
+        volume: VolumeName,
+        /// Its size.
+        size: Bytes,
+        /// The size asked for.
+        asked: Bytes,
+    },
+    /// The filesystem needs more room.
+    #[error("{filesystem} needs at least {minimum}; {asked} is too small")]
+    TooSmallForFilesystem {
+        /// The filesystem.
+        filesystem: Filesystem,
+        /// What it needs.
+        minimum: Bytes,
+        /// The size asked for.
+        asked: Bytes,
+    },
+    /// Only a clean ext4 on the bare volume can be grown from outside.
+    #[error("the filesystem of volume {volume} cannot be grown: {reason}")]
+    FilesystemNotGrowable {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        reason: String,
+    },
+    /// The root volume would be smaller than the image.
+    #[error("image {image} needs {needed}; a root volume of {asked} is too small")]
+    StorageTooSmall {
+        /// The image, or the file deployed.
+        image: String,
+        /// Its size.
+        needed: Bytes,
+        /// The size asked for.
+        asked: Bytes,
+    },
+    /// The memory is outside what a machine can have here.
+    #[error(
+        "{asked} of memory is outside the {minimum} to {maximum} that a machine can have on this host"
+    )]
+    MemoryOutOfRange {
+        /// The size asked for.
+        asked: Bytes,
+        /// The least that boots.
+        minimum: Bytes,
+        /// The host's memory.
+        maximum: Bytes,
+    },
+    /// The host port is in use by another program or machine.
+    #[error("port {address} cannot be exposed")]
+    PortUnavailable {
+        /// The address asked for.
+        address: std::net::SocketAddr,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine was started and does not answer SSH. It runs on.
+    #[error("machine {machine} did not answer within {seconds} s; it was left running")]
+    NotAnswering {
+        /// The machine.
+        machine: MachineName,
+        /// How long it was given.
+        seconds: u64,
+    },
+    /// The machine ended before it answered.
+    #[error(
+        "machine {machine} ended before it answered ({how}){}",
+        last_words(console)
+    )]
+    EndedEarly {
+        /// The machine.
+        machine: MachineName,
+        /// How it ended: `clean`, `crashed`, …
+        how: String,
+        /// The last it wrote to its console.
+        console: String,
+    },
+    /// The machine's monitor could not start it.
+    #[error("cannot start machine {machine}")]
+    Start {
+        /// The machine.
+        machine: MachineName,
+        /// What its monitor told.
+        #[source]
+        source: MonitorError,
+    },
+    /// SSH could not reach the machine or was not let in.
+    #[error("cannot run a command on machine {machine} over SSH")]
+    Ssh {
+        /// The machine.
+        machine: MachineName,
+    },
+    /// A volume's file is missing or damaged.
+    #[error("volume {volume} is not usable: {reason}")]
+    VolumeDamaged {
+        /// The volume.
+        volume: VolumeName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The pool refused or failed.
+    #[error("pool {pool} cannot {action}")]
+    Pool {
+        /// The pool.
+        pool: PoolName,
+        /// What was tried: `create volume pgdata`.
+        action: String,
+        /// What its driver answered.
+        #[source]
+        source: PoolError,
+    },
+    /// The image is in use by nothing but could not be worked with.
+    #[error("cannot {action} image {image}")]
+    Image {
+        /// What was tried.
+        action: &'static str,
+        /// The image.
+        image: ImageName,
+        /// Why it did not work.
+        #[source]
+        source: ImageError,
+    },
+    /// A file to deploy from is not usable.
+    #[error("cannot deploy from {}", path.display())]
+    ImageFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it is not.
+        #[source]
+        source: ImageError,
+    },
+    /// The image store failed.
+    #[error("the image store is not usable")]
+    ImageStore(#[source] ImageError),
+    /// The VMM refused or failed.
+    #[error("cannot {action} machine {machine}")]
+    Vmm {
+        /// What was tried.
+        action: &'static str,
+        /// The machine.
+        machine: MachineName,
+        /// What the VMM answered.
+        #[source]
+        source: VmmError,
+    },
+    /// The host has no usable VMM.
+    #[error("this host cannot run machines")]
+    NoVmm(#[source] VmmError),
+    /// A program that makes or checks a filesystem failed or is missing.
+    #[error("cannot {action} {filesystem} on volume {volume}")]
+    FilesystemProgram {
+        /// `make` or `grow`.
+        action: &'static str,
+        /// The filesystem.
+        filesystem: Filesystem,
+        /// The volume.
+        volume: VolumeName,
+        /// What the program answered.
+        #[source]
+        source: ProgramError,
+    },
+    /// A program that an operation needs failed or is missing.
+    #[error("cannot {action}")]
+    Program {
+        /// What it was needed for.
+        action: &'static str,
+        /// What it answered.
+        #[source]
+        source: ProgramError,
+    },
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {}", path.display())]
+    DataDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The catalogue refused or failed.
+    #[error("the catalogue is not usable")]
+    Catalogue(#[source] CatalogError),
+    /// Another operation holds the object for too long.
+    #[error("{object} is in use by {holder}")]
+    Busy {
+        /// What it works on: `volume a1b2…`.
+        object: String,
+        /// Who it is: `process 123 (sistemo volume resize pgdata 10G)`.
+        holder: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action}")]
+    File {
+        /// What it was part of: `read the console log of db1`.
+        action: String,
+        /// What failed.
+        #[source]
+        source: FileError,
+    },
+    /// The settings are not usable.
+    #[error("the settings are not usable")]
+    Settings(#[from] SettingsError),
+}
+
+fn last_words(console: &str) -> String {
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("; its console ends with:\n{console}")
+    }
+}
+
+/// What a machine's monitor told about a start that failed. It comes from another process, so
+/// only the text of each cause is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorError {
+    message: String,
+    cause: Option<Box<MonitorError>>,
+}
+
+impl MonitorError {
+    /// Rebuilds the error from its texts, the outermost first.
+    #[must_use]
+    pub fn from_texts(texts: Vec<String>) -> MonitorError {
+        let mut cause = None;
+        for message in texts.into_iter().rev() {
+            cause = Some(Box::new(MonitorError { message, cause }));
+        }
+        cause.map_or_else(
+            || MonitorError {
+                message: "its monitor ended without a word".to_owned(),
+                cause: None,
+            },
+            |error| *error,
+        )
+    }
+
+    /// The texts of an error and its causes, the outermost first.
+    #[must_use]
+    pub fn texts(error: &dyn std::error::Error) -> Vec<String> {
+        std::iter::successors(Some(error), |error| error.source())
+            .map(ToString::to_string)
+            .collect()
+    }
+}
+
+impl fmt::Display for MonitorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for MonitorError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause
+            .as_deref()
+            .map(|cause| cause as &(dyn std::error::Error + 'static))
+    }
+}

@@ -1,0 +1,88 @@
+//! Making and growing filesystems on volumes, with the host's own tools.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sistemo_host::lock::Lock;
+use sistemo_host::program::{Program, ProgramError};
+use sistemo_model::{Filesystem, VolumeName};
+
+/// Where ext2, ext3 and ext4 keep their superblock, in bytes from the start of the device; the
+/// fields below are from the kernel's Documentation/filesystems/ext4/super.rst.
+const SUPERBLOCK: u64 = 1024;
+const MAGIC: (usize, u16) = (0x38, 0xef53);
+const STATE: (usize, u16) = (0x3a, 1);
+const INCOMPATIBLE_FEATURES: usize = 0x60;
+const NEEDS_RECOVERY: u32 = 0x4;
+
+/// Makes a filesystem on an empty raw file. Inode tables and the journal are left to the
+/// guest's first mount: the file is known to read as zeros, so nothing needs to be written
+/// there (mke2fs(8), extended options).
+///
+/// The program inherits `lock`, so that nobody takes the volume for abandoned while it writes,
+/// also where this process is killed.
+pub(crate) fn make(
+    filesystem: Filesystem,
+    path: &Path,
+    volume: &VolumeName,
+    lock: &Lock,
+) -> Result<(), ProgramError> {
+    let program = match filesystem {
+        Filesystem::None => return Ok(()),
+        Filesystem::Ext4 => Program::find("mkfs.ext4")?.args([
+            "-q",
+            "-F",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,nodiscard,assume_storage_prezeroed=1",
+        ]),
+        Filesystem::Xfs => Program::find("mkfs.xfs")?.args(["-q", "-f", "-K"]),
+        Filesystem::Btrfs => Program::find("mkfs.btrfs")?.args(["-q", "-f", "-K"]),
+    };
+    let label = label(filesystem, volume);
+    program.args(["-L", label]).inherit(lock)?.arg(path).run()?;
+    Ok(())
+}
+
+/// As much of the volume's name as the filesystem's label holds: 16 bytes for ext4, 12 for XFS,
+/// 255 for btrfs.
+fn label(filesystem: Filesystem, volume: &VolumeName) -> &str {
+    let limit = match filesystem {
+        Filesystem::Xfs => 12,
+        Filesystem::Ext4 => 16,
+        Filesystem::Btrfs | Filesystem::None => 255,
+    };
+    let name = volume.as_str();
+    &name[..name.len().min(limit)]
+}
+
+/// Why the filesystem on a volume cannot be grown from outside; `None` where it can: an ext4 on
+/// the bare volume that was unmounted cleanly.
+pub(crate) fn obstacle_to_growing(volume: &File) -> std::io::Result<Option<&'static str>> {
+    let mut superblock = [0; 1024];
+    volume.read_exact_at(&mut superblock, SUPERBLOCK)?;
+    let word = |at: usize| u16::from_le_bytes([superblock[at], superblock[at + 1]]);
+    let long = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
+    Ok(if word(MAGIC.0) != MAGIC.1 {
+        Some("it holds no ext4 on the bare volume")
+    } else if word(STATE.0) != STATE.1 || long(INCOMPATIBLE_FEATURES) & NEEDS_RECOVERY != 0 {
+        Some("it was not unmounted cleanly")
+    } else {
+        None
+    })
+}
+
+/// Grows a clean ext4 to the size of its file.
+///
+/// resize2fs(8) is not atomic: where the host goes down in its midst, e2fsck(8) mends the
+/// filesystem at the next call. A killed `sistemo` does not stop it, and it holds `lock`.
+pub(crate) fn grow(path: &Path, lock: &Lock) -> Result<(), ProgramError> {
+    // resize2fs refuses a filesystem that was not checked since it was last mounted.
+    Program::find("e2fsck")?
+        .args(["-f", "-p"])
+        .inherit(lock)?
+        .arg(path)
+        .run()?;
+    Program::find("resize2fs")?.inherit(lock)?.arg(path).run()?;
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Images: build, import, list, delete.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use sistemo_images::{
+    BuildRequest, BuildStep, DEBIAN, Error as ImageError, ImageFormat, ImportRequest, KernelGuard,
+    OpenImage,
+};
+use sistemo_model::{Digest, Image, ImageId, ImageName, ImageSource, Timestamp};
+
+use crate::engine::Engine;
+use crate::error::{Error, Kind, Result};
+
+/// A Debian to be built.
+#[derive(Clone, Debug)]
+pub struct NewDebian {
+    /// The image's name.
+    pub name: ImageName,
+    /// The release; without one, the host's own.
+    pub suite: Option<String>,
+    /// Packages beyond the usual ones.
+    pub include: Vec<String>,
+}
+
+/// A file to be imported as an image.
+#[derive(Clone, Debug)]
+pub struct NewImport {
+    /// The file.
+    pub file: PathBuf,
+    /// The image's name.
+    pub name: ImageName,
+    /// The kernel it boots; without one it boots by firmware.
+    pub kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The file's format, where its name does not tell.
+    pub format: Option<ImageFormat>,
+}
+
+/// What users see of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageView {
+    /// The identifier of its content; a rebuilt image has a new one.
+    pub id: ImageId,
+    /// Its name.
+    pub name: ImageName,
+    /// Its virtual size in bytes: the smallest root volume it fits on.
+    pub size_bytes: u64,
+    /// What it takes on the host, in bytes; `None` where its file is missing.
+    pub used_bytes: Option<u64>,
+    /// The digest of the kernel it boots; `None` where it boots by firmware.
+    pub kernel: Option<Digest>,
+    /// The digest of its initial RAM disk.
+    pub initrd: Option<Digest>,
+    /// Where it came from: `built` or `imported`.
+    pub source: &'static str,
+    /// The release it was built from.
+    pub suite: Option<String>,
+    /// The packages it was built with beyond the usual ones.
+    pub include: Vec<String>,
+    /// The file it was imported from, without its directory.
+    pub file: Option<String>,
+    /// Where its content is on the host.
+    pub path: PathBuf,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+impl Engine {
+    /// All images, by name.
+    ///
+    /// # Errors
+    /// Where the image store cannot be read.
+    pub fn images(&self) -> Result<Vec<ImageView>> {
+        let images = self.images.list().map_err(Error::ImageStore)?;
+        Ok(images
+            .into_iter()
+            .map(|image| self.view_image(image))
+            .collect())
+    }
+
+    /// One image.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn image(&self, name: &ImageName) -> Result<ImageView> {
+        let image = self
+            .images
+            .find(name)
+            .map_err(|source| image_error("read", name, source))?;
+        Ok(self.view_image(image))
+    }
+
+    /// Builds a Debian; an image of the same name is replaced when the new one is whole. Volumes
+    /// made from the old one keep the kernel they boot.
+    ///
+    /// # Errors
+    /// Where a program is missing, or the build fails; then the old image stays.
+    pub fn build_debian(&self, new: NewDebian) -> Result<ImageView> {
+        let NewDebian {
+            name,
+            suite,
+            include,
+        } = new;
+        let request = BuildRequest {
+            name: name.clone(),
+            suite,
+            include,
+        };
+        let image = self.staged(&name, |progress| {
+            self.images.build_debian(&request, progress)
+        })?;
+        self.discard_unused_kernels()?;
+        Ok(self.view_image(image))
+    }
+
+    /// Makes an image of a raw or qcow2 file.
+    ///
+    /// # Errors
+    /// Where the name is taken, or the file is not what it should be.
+    pub fn import_image(&self, new: NewImport) -> Result<ImageView> {
+        let NewImport {
+            file,
+            name,
+            kernel,
+            initrd,
+            format,
+        } = new;
+        self.reporter
+            .stage(&format!("importing {}", file.display()));
+        let request = ImportRequest {
+            file,
+            name: name.clone(),
+            kernel,
+            initrd,
+            format,
+        };
+        let mut progress = |done, total| self.reporter.progress(done, total);
+        let imported = self.images.import(&request, &mut progress);
+        self.reporter.stage_over();
+        let image = imported.map_err(|source| image_error("import", &name, source))?;
+        Ok(self.view_image(image))
+    }
+
+    /// Deletes an image. Volumes made from it, and the kernels they boot, stay.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn delete_image(&self, name: &ImageName) -> Result<ImageView> {
+        let view = self.image(name)?;
+        let _ = self
+            .images
+            .delete(name)
+            .map_err(|source| image_error("delete", name, source))?;
+        self.discard_unused_kernels()?;
+        Ok(view)
+    }
+
+    /// Opens an image; the one called `debian` is built where it is missing.
+    pub(crate) fn open_or_build_image(&self, name: &ImageName) -> Result<OpenImage> {
+        match self.images.open_image(name) {
+            Err(ImageError::NotFound { .. }) if name.as_str() == DEBIAN => {
+                self.staged(name, |progress| self.images.ensure_debian(name, progress))?;
+                self.images.open_image(name)
+            }
+            opened => opened,
+        }
+        .map_err(|source| image_error("open", name, source))
+    }
+
+    /// Keeps kernels from being discarded until a volume that boots one is recorded.
+    ///
+    /// # Errors
+    /// Where the image's kernel was discarded before, because the image was deleted meanwhile.
+    pub(crate) fn hold_kernels(&self, boot: Option<&sistemo_model::Boot>) -> Result<KernelGuard> {
+        let guard = self
+            .images
+            .hold_kernels(self.purpose())
+            .map_err(Error::ImageStore)?;
+        for digest in boot
+            .iter()
+            .flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd))
+        {
+            self.images.kernel(digest).map_err(Error::ImageStore)?;
+        }
+        Ok(guard)
+    }
+
+    fn discard_unused_kernels(&self) -> Result<()> {
+        let guard = self.hold_kernels(None)?;
+        let volumes = self.catalogue.read(|session| session.all_volumes())?;
+        let in_use: Vec<Digest> = volumes
+            .into_iter()
+            .filter_map(|volume| volume.boot)
+            .flat_map(|boot| std::iter::once(boot.kernel).chain(boot.initrd))
+            .collect();
+        let gone = self
+            .images
+            .discard_unused_kernels(&guard, &in_use)
+            .map_err(Error::ImageStore)?;
+        tracing::debug!(gone, "discarded kernels that nothing boots");
+        Ok(())
+    }
+
+    /// Runs a build and tells the reporter about each of its steps.
+    fn staged(
+        &self,
+        name: &ImageName,
+        build: impl FnOnce(&mut dyn FnMut(BuildStep)) -> Result<Image, ImageError>,
+    ) -> Result<Image> {
+        let mut begun = false;
+        let outcome = build(&mut |step| {
+            if begun {
+                self.reporter.stage_over();
+            }
+            begun = true;
+            self.reporter
+                .stage(&format!("building image {name}: {step}"));
+        });
+        if begun {
+            self.reporter.stage_over();
+        }
+        outcome.map_err(|source| image_error("build", name, source))
+    }
+
+    fn view_image(&self, image: Image) -> ImageView {
+        let used = self.images.used_bytes(&image).ok();
+        let path = self.images.content(&image);
+        let (kernel, initrd) = image
+            .boot
+            .map_or((None, None), |boot| (Some(boot.kernel), boot.initrd));
+        let (origin, suite, include, file) = match image.source {
+            ImageSource::Built { suite, include } => ("built", Some(suite), include, None),
+            ImageSource::Imported { file } => ("imported", None, Vec::new(), Some(file)),
+        };
+        ImageView {
+            id: image.id,
+            name: image.name,
+            size_bytes: image.size.get(),
+            used_bytes: used.map(sistemo_model::Bytes::get),
+            kernel,
+            initrd,
+            source: origin,
+            suite,
+            include,
+            file,
+            path,
+            created: image.created,
+        }
+    }
+}
+
+fn image_error(action: &'static str, name: &ImageName, source: ImageError) -> Error {
+    match source {
+        ImageError::NotFound { name } => Error::NotFound {
+            kind: Kind::Image,
+            reference: name.to_string(),
+        },
+        ImageError::NameTaken { name } => Error::NameTaken {
+            kind: Kind::Image,
+            name: name.to_string(),
+        },
+        source => Error::Image {
+            action,
+            image: name.clone(),
+            source,
+        },
+    }
+}

@@ -1,0 +1,138 @@
+//! Deleting machines. Data volumes always stay; so does a root volume that deploy did not make.
+
+use std::io;
+
+use sistemo_catalog::{Intent, IntentId};
+use sistemo_host::directory::FileError;
+use sistemo_model::{Lifecycle, MachineId, Reference, VolumeId, VolumeName};
+
+use super::MachineView;
+use super::run::StopRequest;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::volumes::{VolumeView, pool_error};
+
+/// What becomes of the root volume that deploy made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// It stays, available, and can be booted again.
+    Preserve,
+    /// It goes with its machine.
+    RemoveRoot,
+}
+
+/// What deleting a machine does, or did.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// The machine.
+    pub machine: MachineView,
+    /// The root volume that is lost with it.
+    pub removes: Option<VolumeView>,
+    /// The volumes that stay.
+    pub keeps: Vec<VolumeName>,
+}
+
+impl Engine {
+    /// What deleting a machine would do.
+    ///
+    /// # Errors
+    /// Where there is no such machine.
+    pub fn deletion(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
+        let machine = self.find_machine(reference)?;
+        let root = self
+            .catalogue
+            .read(|session| session.attachments_of(machine.id))?
+            .into_iter()
+            .next()
+            .filter(|_| machine.owns_root && storage == Storage::RemoveRoot);
+        let removes = root
+            .map(|root| self.volume(&Reference::from(root.volume.to_string())))
+            .transpose()?;
+        let machine = self.view_machine(machine.id)?;
+        let keeps = machine
+            .volumes
+            .iter()
+            .map(|volume| volume.name.clone())
+            .filter(|name| removes.as_ref().is_none_or(|removed| removed.name != *name))
+            .collect();
+        Ok(Deletion {
+            machine,
+            removes,
+            keeps,
+        })
+    }
+
+    /// Deletes a machine, which is stopped first: gracefully, then forced. A crash in the middle
+    /// leaves it stopped and whole, or the next operation finishes it.
+    ///
+    /// # Errors
+    /// Where it cannot be stopped; then nothing else has changed.
+    pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
+        let machine = self.find_machine(reference)?;
+        let timeout = self.settings.stop_timeout.value;
+        let _ = self.bring_to_stop(&machine, StopRequest::Graceful { timeout })?;
+        let volumes: Vec<VolumeId> = self
+            .catalogue
+            .read(|session| session.attachments_of(machine.id))?
+            .iter()
+            .map(|attachment| attachment.volume)
+            .collect();
+        let _held = self.hold(Some(machine.id), &volumes)?;
+        self.require_stopped(machine.id, || "delete it".to_owned())?;
+        let deletion = self.deletion(reference, storage)?;
+        let root = deletion.removes.as_ref().map(|root| root.id);
+        let intent = self.catalogue.write(|session| {
+            for attachment in session.attachments_of(machine.id)? {
+                session.detach(machine.id, attachment.volume)?;
+            }
+            session.set_machine_lifecycle(machine.id, Lifecycle::Deleting)?;
+            if let Some(root) = root {
+                session.set_volume_lifecycle(root, Lifecycle::Deleting)?;
+            }
+            let intent = Intent::DeleteMachine {
+                machine: machine.id,
+                root,
+            };
+            Ok::<_, Error>(session.begin(&intent)?)
+        })?;
+        self.forget_machine(machine.id, root, intent)?;
+        Ok(deletion)
+    }
+
+    /// Removes what there is of a machine, and of the root volume that goes with it. Each step
+    /// may have been done before.
+    pub(crate) fn forget_machine(
+        &self,
+        id: MachineId,
+        root: Option<VolumeId>,
+        intent: IntentId,
+    ) -> Result<()> {
+        let root = root
+            .map(|root| self.catalogue.read(|session| session.volume(root)))
+            .transpose()?;
+        if let Some(root) = &root {
+            let _ = self
+                .pool(&root.pool)?
+                .remove(root.id)
+                .map_err(|source| pool_error(root, "remove", source))?;
+        }
+        let runtime = self.runtime(id);
+        match std::fs::remove_dir_all(&runtime) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let source = FileError::new("remove", runtime, error);
+                return Err(Error::File {
+                    action: "remove the machine's files".to_owned(),
+                    source,
+                });
+            }
+            _ => {}
+        }
+        self.catalogue.write(|session| {
+            session.delete_machine(id)?;
+            if let Some(root) = &root {
+                session.delete_volume(root.id)?;
+            }
+            Ok(session.finish(intent)?)
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! Machines: deploy, start, stop, attach, delete.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `deploy` | a new machine with its root volume |
+//! | `run` | start, stop, restart, pause, resume |
+//! | `monitor` | the process that follows a running machine |
+//! | `attachments` | attaching and detaching volumes |
+//! | `change` | resources, name, autostart |
+//! | `delete` | deleting, with or without the root volume |
+
+mod attachments;
+mod change;
+mod delete;
+mod deploy;
+mod monitor;
+mod run;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sistemo_catalog::{LockSet, Lockable, Session};
+use sistemo_host::directory::Directory;
+use sistemo_model::{
+    Accelerator, Access, Attachment, ImageName, Machine, MachineId, MachineName, MachineState,
+    PauseCause, Reference, StopHow, Timestamp, VmmKind, VolumeId, VolumeName,
+};
+
+pub use change::MachineChanges;
+pub use delete::{Deletion, Storage};
+pub use deploy::{Deploy, DeploySource, StartMode};
+pub use run::{StopRequest, Wait};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// What users see of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MachineView {
+    /// Its identifier.
+    pub id: MachineId,
+    /// Its name.
+    pub name: MachineName,
+    /// What it is doing: `starting`, `running`, `paused`, `stopping` or `stopped`.
+    pub status: &'static str,
+    /// How it came to a stop; `None` while it runs and where it never has.
+    pub stopped_how: Option<StopHow>,
+    /// Why it is paused.
+    pub paused_why: Option<PauseCause>,
+    /// The image its root volume was made from.
+    pub image: Option<ImageName>,
+    /// Its virtual processors.
+    pub vcpus: u32,
+    /// Its memory in MiB.
+    pub memory_mb: u64,
+    /// What runs it.
+    pub vmm: VmmKind,
+    /// What executes its instructions, while it runs.
+    pub accel: Option<Accelerator>,
+    /// Its VMM's process, while it runs.
+    pub pid: Option<u32>,
+    /// The volume it boots from.
+    pub root_volume: Option<VolumeName>,
+    /// All its volumes in the order of their devices, the root first.
+    pub volumes: Vec<MachineVolume>,
+    /// Where its SSH server answers on the host.
+    pub ssh: SshAddress,
+    /// Guest ports reachable from the host.
+    pub exposed: Vec<ExposedPort>,
+    /// How it reaches the network: `user`, through its VMM.
+    pub network: &'static str,
+    /// Whether it starts when the host does.
+    pub autostart: bool,
+    /// Its network card's address.
+    pub mac: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When its record last changed.
+    pub modified: Timestamp,
+}
+
+/// A volume of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MachineVolume {
+    /// The volume.
+    pub name: VolumeName,
+    /// Its device in the guest.
+    pub device: String,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// Where a machine's SSH server answers on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SshAddress {
+    /// Always 127.0.0.1.
+    pub host: IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
+/// A guest port reachable from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExposedPort {
+    /// Where the host listens.
+    pub host: std::net::SocketAddr,
+    /// The TCP port in the guest.
+    pub guest: u16,
+}
+
+pub(crate) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+impl Engine {
+    /// All machines, by name.
+    ///
+    /// # Errors
+    /// Where the catalogue cannot be read.
+    pub fn machines(&self) -> Result<Vec<MachineView>> {
+        let machines = self.catalogue.read(|session| session.machines())?;
+        for machine in machines.iter().filter(|machine| machine.state.is_active()) {
+            self.settle(machine.id)?;
+        }
+        self.catalogue.read(|session| {
+            session
+                .machines()?
+                .into_iter()
+                .map(|machine| view(session, machine))
+                .collect()
+        })
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    /// Where there is none, or more than one, of that reference.
+    pub fn machine(&self, reference: &Reference) -> Result<MachineView> {
+        let machine = self.find_machine(reference)?;
+        self.view_machine(machine.id)
+    }
+
+    pub(crate) fn view_machine(&self, id: MachineId) -> Result<MachineView> {
+        self.catalogue
+            .read(|session| view(session, session.machine(id)?))
+    }
+
+    /// Finds a machine and brings its record in line with what it really does.
+    pub(crate) fn find_machine(&self, reference: &Reference) -> Result<Machine> {
+        let machine = self
+            .catalogue
+            .read(|session| session.find_machine(reference))?;
+        if machine.state.is_active() {
+            self.settle(machine.id)
+        } else {
+            Ok(machine)
+        }
+    }
+
+    /// Brings a machine's record in line with what it really does.
+    ///
+    /// Whether it is alive is told by its run lock, which its VMM holds and nothing else can
+    /// fake; a machine whose monitor is gone gets a new one.
+    pub(crate) fn settle(&self, id: MachineId) -> Result<Machine> {
+        let machine = self.catalogue.read(|session| session.machine(id))?;
+        if !machine.state.is_active() {
+            return Ok(machine);
+        }
+        if self.locks.is_held(&Lockable::Run(id))? {
+            let watched = self.locks.is_held(&Lockable::Monitor(id))?;
+            match machine.state {
+                _ if watched => return Ok(machine),
+                // Its monitor may be about to take its lock, or may have died on the way.
+                MachineState::Starting => self.end_abandoned_start(&machine)?,
+                _ => self.adopt(&machine)?,
+            }
+            return Ok(self.catalogue.read(|session| session.machine(id))?);
+        }
+        self.record_ending(id)?;
+        Ok(self.catalogue.read(|session| session.machine(id))?)
+    }
+
+    /// The machine, which must be stopped; `action` says what for.
+    pub(crate) fn require_stopped(
+        &self,
+        id: MachineId,
+        action: impl FnOnce() -> String,
+    ) -> Result<Machine> {
+        let machine = self.settle(id)?;
+        if machine.state.is_active() {
+            let Machine { name, state, .. } = machine;
+            return Err(Error::MachineActive {
+                machine: name,
+                state,
+                action: action(),
+            });
+        }
+        Ok(machine)
+    }
+
+    /// Moves a machine to a state where that is a step it can take; returns whether it was.
+    pub(crate) fn advance(&self, id: MachineId, next: MachineState) -> Result<bool> {
+        self.catalogue.write(|session| {
+            let state = session.machine(id)?.state;
+            let step = state != next && state.can_become(next);
+            if step {
+                session.set_machine_state(id, next)?;
+            }
+            Ok(step)
+        })
+    }
+
+    /// Where a machine keeps its sockets and logs.
+    pub(crate) fn runtime(&self, id: MachineId) -> PathBuf {
+        self.data_dir().join("machines").join(id.to_string())
+    }
+
+    pub(crate) fn make_runtime(&self, id: MachineId) -> Result<PathBuf> {
+        let path = self.runtime(id);
+        let make = || {
+            let _ = Directory::create(&self.data_dir().join("machines"))?;
+            let _ = Directory::create(&path)?;
+            Ok(())
+        };
+        make().map_err(|source| Error::File {
+            action: "keep a machine's files".to_owned(),
+            source,
+        })?;
+        Ok(path)
+    }
+
+    /// Takes the locks of a machine and of volumes, in the order that cannot deadlock.
+    pub(crate) fn hold(&self, machine: Option<MachineId>, volumes: &[VolumeId]) -> Result<LockSet> {
+        let mut set = self.locks.set(self.purpose());
+        set.add_machines(machine)?;
+        set.add_volumes(volumes.iter().copied())?;
+        Ok(set)
+    }
+}
+
+fn view(session: &Session<'_>, machine: Machine) -> Result<MachineView> {
+    let attachments = session.attachments_of(machine.id)?;
+    let process = session.process(machine.id)?;
+    let stopped_how = match machine.state {
+        MachineState::Stopped(how) => how,
+        _ => None,
+    };
+    let paused_why = match machine.state {
+        MachineState::Paused(cause) => Some(cause),
+        _ => None,
+    };
+    Ok(MachineView {
+        id: machine.id,
+        status: machine.state.as_str(),
+        stopped_how,
+        paused_why,
+        image: machine.image,
+        vcpus: machine.vcpus.get(),
+        memory_mb: machine.memory.mib(),
+        vmm: machine.vmm,
+        accel: process.as_ref().map(|process| process.accelerator),
+        pid: process.map(|process| process.process.pid),
+        root_volume: attachments.first().map(|root| root.volume_name.clone()),
+        volumes: attachments.iter().map(view_volume).collect(),
+        ssh: SshAddress {
+            host: LOOPBACK,
+            port: machine.ssh_port,
+        },
+        exposed: machine
+            .exposed
+            .iter()
+            .map(|exposure| ExposedPort {
+                host: exposure.host,
+                guest: exposure.guest,
+            })
+            .collect(),
+        network: "user",
+        autostart: machine.autostart,
+        mac: machine.mac.to_string(),
+        created: machine.created,
+        modified: machine.modified,
+        name: machine.name,
+    })
+}
+
+fn view_volume(attachment: &Attachment) -> MachineVolume {
+    MachineVolume {
+        name: attachment.volume_name.clone(),
+        device: attachment.device(),
+        read_only: attachment.access == Access::ReadOnly,
+    }
+}

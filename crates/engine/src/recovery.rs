@@ -1,0 +1,98 @@
+//! What every start does about operations that were cut short.
+//!
+//! An operation of several steps records what it is about to do, holds the locks of what it
+//! works on, and removes the record when it is done. A record whose locks are free belongs to
+//! nobody any more: whoever finds it finishes the operation or undoes it. The programs an
+//! operation starts inherit its locks, so a writer that outlived its parent is waited for.
+
+use sistemo_catalog::{Intent, IntentId};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::reporter::Notice;
+
+impl Engine {
+    /// Finishes or undoes what was cut short. What cannot be recovered now, because its pool is
+    /// not mounted for instance, is left for another time and keeps nobody from working.
+    pub(crate) fn recover(&self) -> Result<()> {
+        let intents = self.catalogue.read(|session| session.intents())?;
+        for (id, intent) in intents {
+            let Some(_held) = self.locks.try_intent(&intent, self.purpose())? else {
+                continue;
+            };
+            // Its owner may have finished between our reading and our locking.
+            if self.catalogue.read(|session| session.intent(id))?.is_none() {
+                continue;
+            }
+            match self.recover_one(id, &intent) {
+                Ok(what) => self.reporter.notice(&Notice::Recovered { what }),
+                Err(error) => tracing::warn!(?intent, %error, "cannot recover this yet"),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
+        let volume = |id| self.catalogue.read(|session| session.volume(id));
+        let machine = |id| self.catalogue.read(|session| session.machine(id));
+        match intent {
+            Intent::CreateVolume { volume: made } => {
+                let volume = volume(*made)?;
+                self.forget_volume(&volume, id)?;
+                Ok(format!(
+                    "removed volume {}, which was never finished",
+                    volume.name
+                ))
+            }
+            Intent::DeleteVolume { volume: deleted } => {
+                let volume = volume(*deleted)?;
+                self.forget_volume(&volume, id)?;
+                Ok(format!("finished deleting volume {}", volume.name))
+            }
+            Intent::GrowVolume {
+                volume: grown,
+                from,
+                to,
+            } => {
+                self.settle_growth(*grown, *from, *to, id)?;
+                let volume = volume(*grown)?;
+                Ok(format!("volume {} has {}", volume.name, volume.size))
+            }
+            Intent::RenameVolume { volume: renamed } => {
+                self.settle_description(*renamed, id)?;
+                Ok(format!(
+                    "finished renaming volume {}",
+                    volume(*renamed)?.name
+                ))
+            }
+            Intent::DeployMachine {
+                machine: made,
+                root,
+            } => {
+                let name = machine(*made)?.name;
+                self.forget_machine(*made, *root, id)?;
+                Ok(format!("removed machine {name}, which was never finished"))
+            }
+            Intent::DeleteMachine {
+                machine: deleted,
+                root,
+            } => {
+                let name = machine(*deleted)?.name;
+                self.forget_machine(*deleted, *root, id)?;
+                Ok(format!("finished deleting machine {name}"))
+            }
+        }
+    }
+
+    /// Notes that undoing a failed operation failed too. The error of the operation itself is
+    /// what the user reads; what is left is found by its intent at the next start.
+    #[expect(
+        clippy::unused_self,
+        reason = "reads as what the engine does after a failure"
+    )]
+    pub(crate) fn undo_after(&self, failure: &Error, undone: Result<()>) {
+        if let Err(error) = undone {
+            tracing::warn!(%failure, %error, "what it began is undone at the next start");
+        }
+    }
+}

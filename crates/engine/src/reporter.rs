@@ -1,0 +1,89 @@
+//! How an operation tells about itself while it runs.
+
+use std::fmt;
+
+use sistemo_model::{MachineName, VolumeName};
+
+/// Listens to running operations. All of it is for people: nothing depends on being heard.
+pub trait Reporter: Send + Sync {
+    /// A stage begins that may take a while, such as `building image debian`.
+    fn stage(&self, text: &str);
+    /// The stage has done `done` of `total` bytes.
+    fn progress(&self, done: u64, total: u64);
+    /// The last stage is over, well or not.
+    fn stage_over(&self);
+    /// Something worth knowing happened.
+    fn notice(&self, notice: &Notice);
+}
+
+/// Something worth knowing that is not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// An operation that was cut short was undone or finished.
+    Recovered {
+        /// What was done about it.
+        what: String,
+    },
+    /// A renamed volume is attached, so its name under `/dev/disk/by-id` changes.
+    DeviceNameChanged {
+        /// The volume under its new name.
+        volume: VolumeName,
+        /// The machine that holds it.
+        machine: MachineName,
+    },
+    /// A guest did not power off in time and was ended.
+    ForcedAfterTimeout {
+        /// The machine.
+        machine: MachineName,
+        /// How long it was given, in seconds.
+        seconds: u64,
+    },
+    /// Guests run much slower than they could.
+    SlowAccelerator {
+        /// Why.
+        reason: String,
+    },
+    /// Another free port was taken, since the machine's own SSH port is in use on the host.
+    SshPortChanged {
+        /// The machine.
+        machine: MachineName,
+        /// Its new port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Recovered { what } => write!(f, "recovered: {what}"),
+            Notice::DeviceNameChanged { volume, machine } => write!(
+                f,
+                "{volume} is attached to {machine}: its name under /dev/disk/by-id changes with it"
+            ),
+            Notice::ForcedAfterTimeout { machine, seconds } => {
+                write!(
+                    f,
+                    "{machine} did not power off within {seconds} s and was forced"
+                )
+            }
+            Notice::SlowAccelerator { reason } => {
+                write!(f, "the guest runs without hardware acceleration: {reason}")
+            }
+            Notice::SshPortChanged { machine, port } => {
+                write!(f, "the SSH port of {machine} was in use; it is now {port}")
+            }
+        }
+    }
+}
+
+/// A reporter that keeps everything to itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Reporter for Silent {
+    fn stage(&self, _text: &str) {}
+    fn progress(&self, _done: u64, _total: u64) {}
+    fn stage_over(&self) {}
+    fn notice(&self, _notice: &Notice) {}
+}

@@ -1,0 +1,600 @@
+//! Volumes: create, list, resize, rename, delete.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sistemo_catalog::{CatalogError, Holding, Intent, IntentId, LockSet};
+use sistemo_host::lock::Lock;
+use sistemo_model::{
+    Access, Bytes, Filesystem, Lifecycle, MachineId, MachineName, PoolName, Reference, Role,
+    Timestamp, Volume, VolumeId, VolumeName,
+};
+use sistemo_pools::{Description, Flaw, Location, Pool, PoolError};
+
+use crate::engine::Engine;
+use crate::error::{Error, Kind, Result};
+use crate::filesystems;
+use crate::reporter::Notice;
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// Its virtual size.
+    pub size: Bytes,
+    /// Its name; without one, the first 8 digits of its ID, or more where those are taken.
+    pub name: Option<VolumeName>,
+    /// Its pool; without one, the default pool.
+    pub pool: Option<PoolName>,
+    /// What it is formatted with.
+    pub filesystem: Filesystem,
+}
+
+/// How far a volume is grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grow {
+    /// The block device only; the guest grows its filesystem.
+    Device,
+    /// The device and the clean ext4 on it.
+    DeviceAndFilesystem,
+}
+
+/// What users see of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumeView {
+    /// Its identifier.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its virtual size in bytes.
+    pub size_bytes: u64,
+    /// Its virtual size in MiB, rounded down.
+    pub size_mb: u64,
+    /// What it takes on the host, in bytes; `None` where its file cannot be looked at.
+    pub used_bytes: Option<u64>,
+    /// Whether it is free, held, or broken.
+    pub status: VolumeStatus,
+    /// What is wrong with it, where something is.
+    pub reason: Option<String>,
+    /// Whether it was made to boot from.
+    pub role: Role,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its pool's driver; `None` where the pool cannot be used.
+    pub driver: Option<String>,
+    /// How its content is stored: `raw`.
+    pub format: Option<String>,
+    /// The filesystem it was made with.
+    pub fs: Filesystem,
+    /// Where it is on the host.
+    pub path: Option<PathBuf>,
+    /// The machine that holds it.
+    pub machine_id: Option<MachineId>,
+    /// The name of the machine that holds it.
+    pub attached_to: Option<MachineName>,
+    /// Its device name in that machine.
+    pub device: Option<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When its record last changed.
+    pub modified: Timestamp,
+}
+
+/// Whether a volume is free, held, or broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeStatus {
+    /// A running or stopped machine holds it.
+    Attached,
+    /// Any machine may have it.
+    Available,
+    /// Its file is missing or damaged, or its pool cannot be used.
+    Error,
+}
+
+impl VolumeStatus {
+    /// The word users see.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VolumeStatus::Attached => "attached",
+            VolumeStatus::Available => "available",
+            VolumeStatus::Error => "error",
+        }
+    }
+}
+
+/// What a new volume begins with.
+pub(crate) enum Content<'a> {
+    /// The filesystem its record names, empty.
+    Formatted,
+    /// The content of a raw file, which is not larger than the volume.
+    CopyOf(&'a File),
+}
+
+impl Engine {
+    /// Makes a volume. A crash in the middle leaves nothing once the next operation has begun.
+    ///
+    /// # Errors
+    /// Where the name is taken, the size does not hold the filesystem, or the pool has no room.
+    pub fn create_volume(&self, new: NewVolume) -> Result<VolumeView> {
+        let minimum = new.filesystem.minimum_size();
+        if new.size < minimum {
+            return Err(Error::TooSmallForFilesystem {
+                filesystem: new.filesystem,
+                minimum,
+                asked: new.size,
+            });
+        }
+        let pool = new
+            .pool
+            .unwrap_or_else(|| self.settings.default_pool.value.clone());
+        self.pool(&pool)?;
+        let id = VolumeId::random();
+        let now = Timestamp::now();
+        let held = self.hold_volumes(&[id])?;
+        let (volume, intent) = self.catalogue.write(|session| {
+            let mut volume = Volume {
+                id,
+                // Where none was given, the first of those made up from the ID.
+                name: new.name.clone().map_or_else(|| made_up_name(id, 8), Ok)?,
+                size: new.size,
+                role: Role::Data,
+                pool,
+                filesystem: new.filesystem,
+                boot: None,
+                lifecycle: Lifecycle::Creating,
+                created: now,
+                modified: now,
+            };
+            loop {
+                let digits = volume.name.as_str().len();
+                match session.insert_volume(&volume) {
+                    Err(CatalogError::NameTaken { .. }) if new.name.is_none() => {
+                        volume.name = made_up_name(id, digits + 1)?;
+                    }
+                    inserted => break inserted?,
+                }
+            }
+            let intent = session.begin(&Intent::CreateVolume { volume: id })?;
+            Ok::<_, Error>((volume, intent))
+        })?;
+        let made = self.make_volume(&volume, &Content::Formatted, held_lock(&held, id)?);
+        let recorded = made.and_then(|()| {
+            self.catalogue.write(|session| {
+                session.set_volume_lifecycle(id, Lifecycle::Ready)?;
+                Ok(session.finish(intent)?)
+            })
+        });
+        if let Err(error) = recorded {
+            self.undo_after(&error, self.forget_volume(&volume, intent));
+            return Err(error);
+        }
+        self.volume(&Reference::from(id.to_string()))
+    }
+
+    /// Makes a volume's file and its content. A failure leaves nothing in the pool.
+    pub(crate) fn make_volume(
+        &self,
+        volume: &Volume,
+        content: &Content<'_>,
+        lock: &Lock,
+    ) -> Result<()> {
+        let pool = self.pool(&volume.pool)?;
+        let fail = |source| pool_error(volume, "create", source);
+        let mut draft = pool.draft(&description(volume)).map_err(fail)?;
+        match content {
+            Content::Formatted => {
+                if let Some(path) = draft.raw_path() {
+                    filesystems::make(volume.filesystem, path, &volume.name, lock).map_err(
+                        |source| Error::FilesystemProgram {
+                            action: "make",
+                            filesystem: volume.filesystem,
+                            volume: volume.name.clone(),
+                            source,
+                        },
+                    )?;
+                }
+            }
+            Content::CopyOf(source) => {
+                draft
+                    .fill_from(source, &mut |done, total| {
+                        self.reporter.progress(done, total);
+                    })
+                    .map_err(fail)?;
+            }
+        }
+        draft.commit().map_err(fail)
+    }
+
+    /// Removes what there is of a volume whose making failed or was cut short, and its record.
+    pub(crate) fn forget_volume(&self, volume: &Volume, intent: IntentId) -> Result<()> {
+        let _ = self
+            .pool(&volume.pool)?
+            .remove(volume.id)
+            .map_err(|source| pool_error(volume, "remove", source))?;
+        self.catalogue.write(|session| {
+            session.delete_volume(volume.id)?;
+            Ok(session.finish(intent)?)
+        })
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// Where the catalogue cannot be read. A volume that cannot be looked at is listed as broken.
+    pub fn volumes(&self) -> Result<Vec<VolumeView>> {
+        let (volumes, holdings, busy) = self.catalogue.read(|session| {
+            let busy: HashSet<VolumeId> = session
+                .intents()?
+                .iter()
+                .flat_map(|(_, intent)| intent.volumes())
+                .collect();
+            Ok::<_, Error>((session.volumes()?, session.all_attachments()?, busy))
+        })?;
+        let holders: HashMap<_, _> = holdings
+            .iter()
+            .map(|holding| (holding.attachment.volume, holding))
+            .collect();
+        Ok(volumes
+            .iter()
+            .map(|volume| {
+                let holder = holders.get(&volume.id).copied();
+                self.view_volume(volume, holder, busy.contains(&volume.id))
+            })
+            .collect())
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// Where there is none, or more than one, of that reference.
+    pub fn volume(&self, reference: &Reference) -> Result<VolumeView> {
+        let (volume, holder, busy) = self.catalogue.read(|session| {
+            let volume = session.find_volume(reference)?;
+            let holder = session.holder_of(volume.id)?;
+            let busy = session
+                .intents()?
+                .iter()
+                .any(|(_, i)| i.volumes().contains(&volume.id));
+            Ok::<_, Error>((volume, holder, busy))
+        })?;
+        Ok(self.view_volume(&volume, holder.as_ref(), busy))
+    }
+
+    fn view_volume(&self, volume: &Volume, holder: Option<&Holding>, busy: bool) -> VolumeView {
+        let pool = self.pool(&volume.pool);
+        let facts = pool.as_ref().map_err(shown_with_causes).and_then(|pool| {
+            pool.facts(volume.id)
+                .map_err(|error| shown_with_causes(&error))
+        });
+        let reason = match &facts {
+            Err(reason) => Some(reason.clone()),
+            // While an operation on it is under way, its record and its file may differ.
+            Ok(facts) if facts.size != volume.size && !busy => Some(format!(
+                "its file has {} bytes, not the recorded {}",
+                facts.size.get(),
+                volume.size.get()
+            )),
+            Ok(_) => None,
+        };
+        let status = match (&reason, holder) {
+            (Some(_), _) => VolumeStatus::Error,
+            (None, Some(_)) => VolumeStatus::Attached,
+            (None, None) => VolumeStatus::Available,
+        };
+        let facts = facts.ok();
+        VolumeView {
+            id: volume.id,
+            name: volume.name.clone(),
+            size_bytes: volume.size.get(),
+            size_mb: volume.size.mib(),
+            used_bytes: facts.as_ref().map(|facts| facts.used.get()),
+            status,
+            reason,
+            role: volume.role,
+            pool: volume.pool.clone(),
+            driver: pool.ok().map(|pool| pool.driver().to_owned()),
+            format: facts.as_ref().map(|facts| facts.format.to_string()),
+            fs: volume.filesystem,
+            path: facts.map(|facts| facts.path),
+            machine_id: holder.map(|holder| holder.attachment.machine),
+            attached_to: holder.map(|holder| holder.machine_name.clone()),
+            device: holder.map(|holder| holder.attachment.device()),
+            created: volume.created,
+            modified: volume.modified,
+        }
+    }
+
+    /// Grows a volume; its machine, if it has one, must be stopped. With
+    /// [`Grow::DeviceAndFilesystem`] a volume that has the size already gets only its filesystem
+    /// grown. After a crash in the middle the next operation finishes growing the device.
+    ///
+    /// # Errors
+    /// Where the volume would not become larger, its machine is active, or the filesystem is to
+    /// be grown too and is not a clean ext4; then nothing has changed.
+    pub fn resize_volume(
+        &self,
+        reference: &Reference,
+        to: Bytes,
+        what: Grow,
+    ) -> Result<VolumeView> {
+        let held = self.hold_idle_volume(reference, "resize")?;
+        let volume = &held.volume;
+        let grows = to > volume.size;
+        let only_its_filesystem = to == volume.size && what == Grow::DeviceAndFilesystem;
+        if !grows && !only_its_filesystem {
+            let volume = volume.name.clone();
+            return Err(Error::NotLarger {
+                volume,
+                size: held.volume.size,
+                asked: to,
+            });
+        }
+        let pool = self.pool(&volume.pool)?;
+        let fail = |source| pool_error(volume, "grow", source);
+        self.refuse_damaged(volume)?;
+        if what == Grow::DeviceAndFilesystem {
+            check_growable(volume, pool.as_ref())?;
+        }
+        if grows {
+            let intent = Intent::GrowVolume {
+                volume: volume.id,
+                from: volume.size,
+                to,
+            };
+            let intent = self.catalogue.write(|session| session.begin(&intent))?;
+            let outcome = pool.grow(volume.id, to).map_err(fail);
+            // Settled whichever way it went: the file tells whether it has grown.
+            let settled = self.settle_growth(volume.id, volume.size, to, intent);
+            if let Err(error) = outcome {
+                self.undo_after(&error, settled);
+                return Err(error);
+            }
+            settled?;
+        }
+        if what == Grow::DeviceAndFilesystem {
+            let location = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
+            let Location::RawFile(path) = location;
+            let outcome =
+                filesystems::grow(&path, held.lock()?).map_err(|source| Error::FilesystemProgram {
+                    action: "grow",
+                    filesystem: Filesystem::Ext4,
+                    volume: volume.name.clone(),
+                    source,
+                });
+            pool.close(volume.id).map_err(fail)?;
+            outcome?;
+        }
+        self.volume(&Reference::from(volume.id.to_string()))
+    }
+
+    /// Finishes a growth that was cut short, or takes note that it never happened.
+    pub(crate) fn settle_growth(
+        &self,
+        id: VolumeId,
+        from: Bytes,
+        to: Bytes,
+        intent: IntentId,
+    ) -> Result<()> {
+        let volume = self.catalogue.read(|session| session.volume(id))?;
+        let pool = self.pool(&volume.pool)?;
+        let fail = |source| pool_error(&volume, "grow", source);
+        let size = if pool.facts(id).map_err(fail)?.size > from {
+            let _ = pool.grow(id, to).map_err(fail)?;
+            to
+        } else {
+            from
+        };
+        self.catalogue.write(|session| {
+            session.set_volume_size(id, size)?;
+            Ok(session.finish(intent)?)
+        })
+    }
+
+    /// Gives a volume another name; its machine, if it has one, must be stopped.
+    ///
+    /// # Errors
+    /// Where the name is taken or the volume's machine is active.
+    pub fn rename_volume(&self, reference: &Reference, name: VolumeName) -> Result<VolumeView> {
+        let held = self.hold_idle_volume(reference, "rename")?;
+        let id = held.volume.id;
+        let intent = self.catalogue.write(|session| {
+            session.rename_volume(id, &name)?;
+            Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
+        })?;
+        self.settle_description(id, intent)?;
+        if let Some(machine) = &held.machine {
+            let machine = machine.clone();
+            self.reporter.notice(&Notice::DeviceNameChanged {
+                volume: name,
+                machine,
+            });
+        }
+        self.volume(&Reference::from(id.to_string()))
+    }
+
+    /// Brings the description beside a volume in line with its record.
+    pub(crate) fn settle_description(&self, id: VolumeId, intent: IntentId) -> Result<()> {
+        let volume = self.catalogue.read(|session| session.volume(id))?;
+        let _ = self
+            .pool(&volume.pool)?
+            .describe(&description(&volume))
+            .map_err(|source| pool_error(&volume, "describe", source))?;
+        Ok(self.catalogue.write(|session| session.finish(intent))?)
+    }
+
+    /// The volume, where a delete of it would be accepted.
+    ///
+    /// # Errors
+    /// Where it does not exist or is attached.
+    pub fn check_volume_deletable(&self, reference: &Reference) -> Result<VolumeView> {
+        let view = self.volume(reference)?;
+        match &view.attached_to {
+            Some(machine) => Err(Error::VolumeAttached {
+                volume: view.name,
+                machine: machine.clone(),
+            }),
+            None => Ok(view),
+        }
+    }
+
+    /// Deletes a volume and all it holds; returns it as it was. After a crash in the middle the
+    /// next operation finishes it.
+    ///
+    /// # Errors
+    /// Where it is attached; then nothing has changed.
+    pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
+        let view = self.check_volume_deletable(reference)?;
+        let _held = self.hold_volumes(&[view.id])?;
+        let (volume, intent) = self.catalogue.write(|session| {
+            // It may have gone, or been attached, before we had its lock.
+            let volume = session.find_volume(&Reference::from(view.id.to_string()))?;
+            if let Some(holder) = session.holder_of(volume.id)? {
+                let machine = holder.machine_name;
+                return Err(Error::VolumeAttached {
+                    volume: volume.name,
+                    machine,
+                });
+            }
+            session.set_volume_lifecycle(volume.id, Lifecycle::Deleting)?;
+            let intent = session.begin(&Intent::DeleteVolume { volume: volume.id })?;
+            Ok((volume, intent))
+        })?;
+        self.forget_volume(&volume, intent)?;
+        Ok(view)
+    }
+
+    /// Refuses to work on a volume whose file is missing or damaged.
+    pub(crate) fn refuse_damaged(&self, volume: &Volume) -> Result<()> {
+        let flaws = self
+            .pool(&volume.pool)?
+            .verify(volume.id, volume.size)
+            .map_err(|source| pool_error(volume, "verify", source))?;
+        if flaws.is_empty() {
+            return Ok(());
+        }
+        let reason = flaws
+            .iter()
+            .map(Flaw::to_string)
+            .collect::<Vec<_>>()
+            .join("; ");
+        Err(Error::VolumeDamaged {
+            volume: volume.name.clone(),
+            reason,
+        })
+    }
+
+    pub(crate) fn hold_volumes(&self, volumes: &[VolumeId]) -> Result<LockSet> {
+        self.hold(None, volumes)
+    }
+
+    /// Finds a volume, takes its locks and its machine's, and makes sure that no machine uses it.
+    fn hold_idle_volume(&self, reference: &Reference, action: &str) -> Result<IdleVolume> {
+        loop {
+            let (volume, holder) = self.catalogue.read(|session| {
+                let volume = session.find_volume(reference)?;
+                let holder = session.holder_of(volume.id)?;
+                Ok::<_, Error>((volume, holder.map(|holder| holder.attachment.machine)))
+            })?;
+            let locks = self.hold(holder, &[volume.id])?;
+            let (volume, holder_now) = self.catalogue.read(|session| {
+                let volume = session.find_volume(&Reference::from(volume.id.to_string()))?;
+                let holder = session.holder_of(volume.id)?;
+                Ok::<_, Error>((volume, holder))
+            })?;
+            if holder_now.as_ref().map(|holder| holder.attachment.machine) != holder {
+                // It changed hands before we had the locks: take the new holder's.
+                continue;
+            }
+            let mut machine_name = None;
+            if let Some(holder) = holder_now {
+                let machine = holder.attachment.machine;
+                self.require_stopped(machine, || format!("{action} volume {}", volume.name))?;
+                machine_name = Some(holder.machine_name);
+            }
+            return Ok(IdleVolume {
+                volume,
+                machine: machine_name,
+                locks,
+            });
+        }
+    }
+}
+
+/// A volume that no machine uses and nobody else works on.
+struct IdleVolume {
+    volume: Volume,
+    machine: Option<MachineName>,
+    locks: LockSet,
+}
+
+impl IdleVolume {
+    fn lock(&self) -> Result<&Lock> {
+        held_lock(&self.locks, self.volume.id)
+    }
+}
+
+/// Makes sure that the filesystem on a volume can be grown from outside.
+fn check_growable(volume: &Volume, pool: &dyn Pool) -> Result<()> {
+    let refuse = |reason: String| {
+        let volume = volume.name.clone();
+        Err(Error::FilesystemNotGrowable { volume, reason })
+    };
+    let fail = |source| pool_error(volume, "open", source);
+    let Location::RawFile(path) = pool.open(volume.id, Access::ReadOnly).map_err(fail)?;
+    let obstacle = File::open(&path).and_then(|file| filesystems::obstacle_to_growing(&file));
+    pool.close(volume.id).map_err(fail)?;
+    match obstacle {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => refuse(reason.to_owned()),
+        Err(error) => refuse(error.to_string()),
+    }
+}
+
+/// What is written beside a volume in its pool.
+pub(crate) fn description(volume: &Volume) -> Description {
+    Description {
+        id: volume.id,
+        name: volume.name.clone(),
+        size: volume.size,
+        filesystem: volume.filesystem,
+        role: volume.role,
+        boot: volume.boot.clone(),
+        created: volume.created,
+    }
+}
+
+pub(crate) fn pool_error(volume: &Volume, action: &str, source: PoolError) -> Error {
+    let action = format!("{action} volume {}", volume.name);
+    Error::Pool {
+        pool: volume.pool.clone(),
+        action,
+        source,
+    }
+}
+
+/// The lock of a volume that was locked with the set.
+pub(crate) fn held_lock(locks: &LockSet, id: VolumeId) -> Result<&Lock> {
+    locks.volume(id).ok_or_else(|| Error::NotFound {
+        kind: Kind::Volume,
+        reference: id.to_string(),
+    })
+}
+
+/// The first digits of an ID as a name; an error where it has no more of them.
+fn made_up_name(id: VolumeId, digits: usize) -> Result<VolumeName> {
+    let all = id.simple();
+    let taken = || Error::NameTaken {
+        kind: Kind::Volume,
+        name: all.clone(),
+    };
+    all.get(..digits)
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(taken)
+}
+
+fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
+    crate::error::MonitorError::texts(error).join(": ")
+}

@@ -1,0 +1,198 @@
+//! An engine on a data directory of its own.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sistemo::images::NewImport;
+use sistemo::machines::{Deploy, DeploySource, MachineView, StartMode, StopRequest, Wait};
+use sistemo::model::{Bytes, Filesystem, ImageName, Reference};
+use sistemo::volumes::{NewVolume, VolumeView};
+use sistemo::{Caller, Engine, MonitorCommand, Notice, Reporter, Settings};
+use sistemo_testkit::{Action, TinyGuest};
+
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
+
+/// A data directory and what the engines on it have told.
+pub(crate) struct House {
+    home: tempfile::TempDir,
+    notices: Arc<Notices>,
+}
+
+#[derive(Default)]
+pub(crate) struct Notices(Mutex<Vec<Notice>>);
+
+impl Reporter for Notices {
+    fn stage(&self, _text: &str) {}
+    fn progress(&self, _done: u64, _total: u64) {}
+    fn stage_over(&self) {}
+    fn notice(&self, notice: &Notice) {
+        self.0.lock().unwrap().push(notice.clone());
+    }
+}
+
+impl House {
+    pub(crate) fn new() -> House {
+        House {
+            home: tempfile::tempdir().unwrap(),
+            notices: Arc::default(),
+        }
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    pub(crate) fn try_engine(&self) -> sistemo::Result<Engine> {
+        let data_dir = self.data_dir();
+        let mut settings = Settings::defaults(&data_dir);
+        settings.stop_timeout.value = Duration::from_secs(2);
+        let monitor = MonitorCommand {
+            program: example("monitor"),
+            arguments: vec![data_dir.into()],
+        };
+        let caller = Caller {
+            purpose: "a test".to_owned(),
+            monitor,
+        };
+        Engine::open(settings, self.notices.clone(), caller)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.try_engine().unwrap()
+    }
+
+    /// What was told since the last call.
+    pub(crate) fn notices(&self) -> Vec<Notice> {
+        std::mem::take(&mut *self.notices.0.lock().unwrap())
+    }
+
+    /// What is in the default pool, the pool's marker left out.
+    pub(crate) fn volume_files(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.data_dir().join("volumes")) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != ".sistemo-pool")
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Makes an image named `tiny` of the tests' guest, which then does `actions` at each start.
+    pub(crate) fn import_tiny(&self, engine: &Engine, actions: &[Action]) {
+        let guest = TinyGuest::find().expect("the caller has asked for it");
+        let file = self.path("tiny.raw");
+        let disk = File::create(&file).unwrap();
+        disk.set_len(4 * MIB).unwrap();
+        disk.write_all_at(&guest.disk(actions), 0).unwrap();
+        let name: ImageName = "tiny".parse().unwrap();
+        let (kernel, initrd) = (Some(guest.kernel), Some(guest.initrd));
+        engine
+            .import_image(NewImport {
+                file,
+                name,
+                kernel,
+                initrd,
+                format: None,
+            })
+            .unwrap();
+    }
+
+    /// Makes an image named `disk` without a kernel, for machines that are never started.
+    pub(crate) fn import_disk(&self, engine: &Engine, size: u64) {
+        let file = self.path("disk.img");
+        File::create(&file).unwrap().set_len(size).unwrap();
+        let name: ImageName = "disk".parse().unwrap();
+        let import = NewImport {
+            file,
+            name,
+            kernel: None,
+            initrd: None,
+            format: None,
+        };
+        engine.import_image(import).unwrap();
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let Ok(engine) = self.try_engine() else {
+            return;
+        };
+        let _ = engine.stop_all(StopRequest::Forced);
+    }
+}
+
+/// An example of this crate, which cargo builds beside its tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().join("examples").join(name)
+}
+
+pub(crate) fn volume(engine: &Engine, name: &str, size: &str) -> VolumeView {
+    let (size, name) = (size.parse().unwrap(), Some(name.parse().unwrap()));
+    engine
+        .create_volume(NewVolume {
+            size,
+            name,
+            pool: None,
+            filesystem: Filesystem::Ext4,
+        })
+        .unwrap()
+}
+
+pub(crate) fn reference(text: &str) -> Reference {
+    Reference::from(text)
+}
+
+/// A machine made from an image and not started.
+pub(crate) fn plan(image: &str, name: &str) -> Deploy {
+    Deploy {
+        source: DeploySource::Image(image.parse().unwrap()),
+        name: Some(name.parse().unwrap()),
+        vcpus: None,
+        memory: Some(Bytes::from_mib(256)),
+        storage: Some(Bytes::from_mib(16)),
+        pool: None,
+        attach: Vec::new(),
+        expose: Vec::new(),
+        vmm: None,
+        start: StartMode::Created,
+    }
+}
+
+pub(crate) fn attaching(plan: Deploy, volumes: &[&str]) -> Deploy {
+    Deploy {
+        attach: volumes.iter().map(|name| reference(name)).collect(),
+        ..plan
+    }
+}
+
+pub(crate) fn start(engine: &Engine, name: &str) -> MachineView {
+    engine.start_machine(&reference(name), Wait::No).unwrap().0
+}
+
+/// Waits until a file holds a text, such as a console's log what the guest says.
+pub(crate) fn wait_for_text(path: &Path, text: &str) {
+    wait_until(text, || {
+        let content = std::fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&content).contains(text)
+    });
+}
+
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,14 @@
+//! The engine's operations on a real data directory, with real files, filesystems and guests.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "all of this is a test, also what is not marked as one"
+)]
+
+mod fixture;
+mod images;
+mod machines;
+mod recovery;
+mod running;
+mod volumes;
