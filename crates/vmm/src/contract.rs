@@ -46,7 +46,20 @@ pub enum BootSource {
         command_line: String,
     },
     /// Whatever the first disk's boot sector holds.
-    Firmware,
+    Firmware {
+        /// What the guest's systemd is handed, in place of a kernel command line.
+        credentials: Vec<Credential>,
+    },
+}
+
+/// A value that the guest's systemd finds in its firmware's tables (systemd 252 and later,
+/// systemd.system-credentials(7), `io.systemd.credential:` in SMBIOS strings of type 11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// Its name, such as `ssh.authorized_keys.root`.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
 }
 
 /// A disk of a machine.

@@ -17,8 +17,8 @@ mod error;
 pub mod qemu;
 
 pub use contract::{
-    BootSource, Control, Disk, DiskLocation, DiskOperation, DiskSerial, MachineSpec, Network,
-    Probe, RunStatus, Started, Vmm, VmmEvent,
+    BootSource, Control, Credential, Disk, DiskLocation, DiskOperation, DiskSerial, MachineSpec,
+    Network, Probe, RunStatus, Started, Vmm, VmmEvent,
 };
 pub use error::VmmError;
 pub use qemu::Qemu;

@@ -552,7 +552,9 @@ fn firmware_boots_the_first_disk() {
     if !met(&[QEMU]) {
         return;
     }
-    let mut rig = Rig::new(BootSource::Firmware);
+    let mut rig = Rig::new(BootSource::Firmware {
+        credentials: Vec::new(),
+    });
     let home = rig.home.path().to_owned();
     let disk = home.join("disk");
     rig.disk(&disk, Bytes::from_mib(1), "root", Access::ReadWrite);

@@ -19,7 +19,7 @@ use sistemo_images::{GuestIdentity, command_line};
 use sistemo_model::{Access, Exposure, Machine, MachineId, MachineState, StopHow, Volume};
 use sistemo_pools::Location;
 use sistemo_vmm::{
-    BootSource, Disk, DiskLocation, DiskSerial, MachineSpec, Network, Started, VmmEvent,
+    BootSource, Credential, Disk, DiskLocation, DiskSerial, MachineSpec, Network, Started, VmmEvent,
 };
 
 use super::LOOPBACK;
@@ -116,14 +116,27 @@ impl Engine {
             .iter()
             .map(|(volume, access)| self.open_disk(volume, *access))
             .collect::<Result<Vec<_>>>()?;
+        let key = self.ssh_key()?.public;
         let boot = match volumes.first().and_then(|(root, _)| root.boot.as_ref()) {
-            None => BootSource::Firmware,
+            // systemd.system-credentials(7): what an image with systemd makes of these.
+            None => BootSource::Firmware {
+                credentials: vec![
+                    Credential {
+                        name: "ssh.authorized_keys.root",
+                        value: key,
+                    },
+                    Credential {
+                        name: "system.hostname",
+                        value: machine.name.to_string(),
+                    },
+                ],
+            },
             Some(boot) => {
                 let find = |digest| self.images.kernel(digest).map_err(Error::ImageStore);
                 let identity = GuestIdentity {
                     machine: machine.id,
                     name: machine.name.clone(),
-                    authorized_key: self.ssh_key()?.public,
+                    authorized_key: key,
                 };
                 BootSource::Kernel {
                     kernel: find(&boot.kernel)?,

@@ -18,7 +18,7 @@ use sistemo_model::{Accelerator, Access, Attachment, Exposure};
 
 use super::ending;
 use crate::VmmError;
-use crate::contract::{BootSource, Disk, DiskLocation, MachineSpec};
+use crate::contract::{BootSource, Credential, Disk, DiskLocation, MachineSpec};
 
 /// The socket for commands.
 pub(super) const CONTROL: &str = "control.sock";
@@ -104,7 +104,7 @@ pub(super) fn arguments(
     arguments.machine(spec, accelerator);
     arguments.boot(&spec.boot);
     for (position, (disk, caching)) in (0..).zip(spec.disks.iter().zip(caching)) {
-        let boots = position == 0 && spec.boot == BootSource::Firmware;
+        let boots = position == 0 && matches!(spec.boot, BootSource::Firmware { .. });
         arguments.disk(position, disk, aio, *caching, boots)?;
     }
     arguments.network(spec);
@@ -146,7 +146,7 @@ impl Arguments {
         // Firmware has no screen to write on, so it writes on the serial port.
         let machine = match spec.boot {
             BootSource::Kernel { .. } => "q35",
-            BootSource::Firmware => "q35,graphics=off",
+            BootSource::Firmware { .. } => "q35,graphics=off",
         };
         self.option("-machine", machine);
         let (accelerator, processor) = match accelerator {
@@ -179,7 +179,17 @@ impl Arguments {
                 }
                 self.option("-append", command_line);
             }
-            BootSource::Firmware => self.option("-boot", "strict=on"),
+            BootSource::Firmware { credentials } => {
+                self.option("-boot", "strict=on");
+                for Credential { name, value } in credentials {
+                    let text = format!("io.systemd.credential:{name}={value}");
+                    // QEMU's key=value options take a comma for their own unless it is doubled.
+                    self.option(
+                        "-smbios",
+                        format!("type=11,value={}", text.replace(',', ",,")),
+                    );
+                }
+            }
         }
     }
 
@@ -377,7 +387,12 @@ mod tests {
     #[test]
     fn a_machine_with_firmware_is_this_command_line() {
         let mut spec = spec();
-        spec.boot = BootSource::Firmware;
+        spec.boot = BootSource::Firmware {
+            credentials: vec![Credential {
+                name: "ssh.authorized_keys.root",
+                value: "ssh-ed25519 AAAA one, two".to_owned(),
+            }],
+        };
         spec.network.forwards.clear();
         let caching = [Caching::Direct; 2];
         let arguments = arguments(&spec, Accelerator::Kvm, Aio::Threads, &caching).unwrap();
