@@ -58,7 +58,10 @@ impl Engine {
         let path = settings.data_dir.value.as_path();
         let (_, _) = Directory::create(path).map_err(|source| unusable(path, source))?;
         let catalogue = Catalogue::open(path).map_err(|error| match error {
-            CatalogError::Newer { .. } => Error::Catalogue(error),
+            CatalogError::Newer { .. } => Error::NewerVersion {
+                path: path.to_owned(),
+                source: error,
+            },
             other => unusable(path, other),
         })?;
         let locks = Locks::open(&path.join("locks")).map_err(|source| unusable(path, source))?;

@@ -160,23 +160,23 @@ pub enum Error {
         limit: u8,
     },
     /// The operation needs a stopped machine.
-    #[error("cannot {action} while machine {machine} is {state}")]
+    #[error("machine {machine} is {state}: cannot {action}")]
     MachineActive {
         /// The machine.
         machine: MachineName,
         /// What it is doing.
         state: MachineState,
-        /// What was asked for: `attach volume pgdata`.
+        /// What was asked for: `attach volume pgdata`, `rename it`.
         action: String,
     },
     /// The operation needs a running machine.
-    #[error("cannot {action}: machine {machine} is {state}")]
+    #[error("machine {machine} is {state}: cannot {action}")]
     MachineInactive {
         /// The machine.
         machine: MachineName,
         /// What it is doing.
         state: MachineState,
-        /// What was asked for: `pause`.
+        /// What was asked for: `pause it`.
         action: &'static str,
     },
     /// Volumes only grow.
@@ -360,6 +360,15 @@ pub enum Error {
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The data directory was last used by a newer version of this program.
+    #[error("the data directory {} belongs to a newer version of Sistemo", path.display())]
+    NewerVersion {
+        /// The directory.
+        path: PathBuf,
+        /// Which versions.
+        #[source]
+        source: CatalogError,
     },
     /// The catalogue refused or failed.
     #[error("the catalogue is not usable")]

@@ -29,7 +29,7 @@ const KEY_LIMIT: u64 = 16 << 10;
 const SSH_FAILED: i32 = 255;
 /// A forwarded port accepts before the guest runs, and stays silent until its server does.
 const BANNER_PATIENCE: Duration = Duration::from_secs(2);
-const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
+const LOGIN_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(100);
 const CONSOLE_TAIL: u64 = 600;
 
@@ -210,7 +210,7 @@ impl Engine {
             .args(option("UpdateHostKeys", "no"))
             .args(option("CheckHostIP", "no"))
             .args(option("LogLevel", "ERROR"))
-            .args(option("ConnectTimeout", "30")))
+            .args(option("ConnectTimeout", "10")))
     }
 
     fn login_works(&self, machine: &Machine) -> Result<bool> {

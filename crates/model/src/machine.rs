@@ -114,7 +114,8 @@ pub enum StopHow {
 impl MachineState {
     /// Whether a machine may go from this state to `next`; the only rule there is about it.
     ///
-    /// A VMM can end at any instant, so every state but `Stopped` leads to `Stopped`.
+    /// A VMM can end at any instant, so every state but `Stopped` leads to `Stopped`. One that
+    /// was asked to end, and did not before whoever asked was gone, is `Running` again.
     #[must_use]
     pub fn can_become(self, next: MachineState) -> bool {
         use MachineState::{Paused, Running, Starting, Stopped, Stopping};
@@ -123,12 +124,12 @@ impl MachineState {
             | (Starting, Running | Stopping(_) | Stopped(_))
             | (Running, Paused(_) | Stopping(_) | Stopped(_))
             | (Paused(_), Running | Paused(_) | Stopping(_) | Stopped(_))
-            | (Stopping(_), Stopping(_) | Stopped(Some(_))) => true,
+            | (Stopping(_), Running | Stopping(_) | Stopped(Some(_))) => true,
             (Stopped(_), _)
             | (Starting, Starting | Paused(_))
             | (Running, Starting | Running)
             | (Paused(_), Starting)
-            | (Stopping(_), Starting | Running | Paused(_) | Stopped(None)) => false,
+            | (Stopping(_), Starting | Paused(_) | Stopped(None)) => false,
         }
     }
 

@@ -8,9 +8,9 @@ use sistemo_catalog::{Intent, IntentId, Session};
 use sistemo_host::lock::Lock;
 use sistemo_images::{Error as ImageError, OpenImage};
 use sistemo_model::{
-    Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle, MacAddress,
-    Machine, MachineId, MachineName, MachineState, PoolName, Reference, Role, Timestamp, VcpuCount,
-    VmmChoice, VmmKind, Volume, VolumeId,
+    Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle,
+    MacAddress, Machine, MachineId, MachineName, MachineState, PoolName, Reference, Role,
+    Timestamp, VcpuCount, VmmChoice, VmmKind, Volume, VolumeId,
 };
 
 use super::change::check_memory;
@@ -99,16 +99,15 @@ impl Engine {
         check_exposures(&new.expose, new.start)?;
         self.pool(self.pool_of(new))?;
         let data = self.resolve_data_volumes(new)?;
+        let mut slow = None;
         if new.start != StartMode::Created {
-            let probe = self.vmm(vmm).probe().map_err(Error::NoVmm)?;
-            if probe.accelerator == sistemo_model::Accelerator::Tcg {
-                self.reporter.notice(&Notice::SlowAccelerator {
-                    reason: probe.reason,
-                });
-            }
+            slow = self.why_slow(vmm)?;
         }
         self.check_names(new)?;
         let root = self.find_root(new)?;
+        if let Some(reason) = slow {
+            self.reporter.notice(&Notice::SlowAccelerator { reason });
+        }
 
         let (id, root_id) = match &root {
             Root::Made { .. } => (MachineId::random(), VolumeId::random()),
@@ -136,6 +135,12 @@ impl Engine {
             return Err(error);
         }
         self.view_machine(id)
+    }
+
+    /// Makes sure that the VMM is there; returns why guests will be slow, where they will.
+    fn why_slow(&self, vmm: VmmKind) -> Result<Option<String>> {
+        let probe = self.vmm(vmm).probe().map_err(Error::NoVmm)?;
+        Ok((probe.accelerator == Accelerator::Tcg).then_some(probe.reason))
     }
 
     fn bring_up(&self, machine: &Machine, start: StartMode) -> Result<()> {

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::Serialize;
-use sistemo_catalog::{LockSet, Lockable, Session};
+use sistemo_catalog::{CatalogError, LockSet, Lockable, Session};
 use sistemo_host::directory::Directory;
 use sistemo_model::{
     Accelerator, Access, Attachment, ImageName, Machine, MachineId, MachineName, MachineState,
@@ -166,9 +166,12 @@ impl Engine {
             return Ok(machine);
         }
         if self.locks.is_held(&Lockable::Run(id))? {
+            if let MachineState::Stopping(_) = machine.state {
+                self.end_abandoned_stop(id)?;
+            }
             let watched = self.locks.is_held(&Lockable::Monitor(id))?;
             match machine.state {
-                _ if watched => return Ok(machine),
+                _ if watched => {}
                 // Its monitor may be about to take its lock, or may have died on the way.
                 MachineState::Starting => self.end_abandoned_start(&machine)?,
                 _ => self.adopt(&machine)?,
@@ -228,11 +231,30 @@ impl Engine {
         Ok(path)
     }
 
+    /// Says by name, where the lock is known by ID, what somebody else works on.
+    fn named(&self, error: CatalogError) -> Error {
+        let CatalogError::Locked { object, holder } = error else {
+            return error.into();
+        };
+        let name = self.catalogue.read(|session| {
+            Ok::<_, CatalogError>(match object {
+                Lockable::Volume(id) => format!("volume {}", session.volume(id)?.name),
+                Lockable::Machine(id) => format!("machine {}", session.machine(id)?.name),
+                _ => object.to_string(),
+            })
+        });
+        Error::Busy {
+            object: name.unwrap_or_else(|_| object.to_string()),
+            holder,
+        }
+    }
+
     /// Takes the locks of a machine and of volumes, in the order that cannot deadlock.
     pub(crate) fn hold(&self, machine: Option<MachineId>, volumes: &[VolumeId]) -> Result<LockSet> {
         let mut set = self.locks.set(self.purpose());
-        set.add_machines(machine)?;
-        set.add_volumes(volumes.iter().copied())?;
+        set.add_machines(machine)
+            .and_then(|()| set.add_volumes(volumes.iter().copied()))
+            .map_err(|error| self.named(error))?;
         Ok(set)
     }
 }

@@ -293,6 +293,16 @@ impl Engine {
         self.record_ending(id)
     }
 
+    /// Takes a machine for running that was asked to stop by somebody who is gone, and did not.
+    pub(super) fn end_abandoned_stop(&self, id: MachineId) -> Result<()> {
+        if let Some(_held) = self.locks.try_machine(id, self.purpose())?
+            && self.locks.is_held(&Lockable::Run(id))?
+        {
+            let _ = self.advance(id, MachineState::Running)?;
+        }
+        Ok(())
+    }
+
     /// Starts a monitor for a machine that runs without one.
     pub(super) fn adopt(&self, machine: &Machine) -> Result<()> {
         tracing::info!(machine = %machine.name, "its monitor is gone; starting another");

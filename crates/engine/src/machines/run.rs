@@ -225,8 +225,15 @@ impl Engine {
         if !machine.state.is_active() {
             return Ok(Changed::No);
         }
-        // A start under way ends within seconds; what follows needs to know how.
-        drop(self.hold(Some(machine.id), &[])?);
+        // Held until it has stopped: who finds a machine on its way to a stop, and this lock
+        // free, knows that nobody waits for it any more. Force does not wait for politeness.
+        let (_held, _held_if_free);
+        match how {
+            StopRequest::Graceful { .. } => _held = self.hold(Some(machine.id), &[])?,
+            StopRequest::Forced => {
+                _held_if_free = self.locks.try_machine(machine.id, self.purpose())?;
+            }
+        }
         let machine = self.settle(machine.id)?;
         if !machine.state.is_active() {
             return Ok(Changed::No);

@@ -1,0 +1,233 @@
+//! `sistemo image …`
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use sistemo::images::{ImageView, NewDebian, NewImport};
+use sistemo::model::{Bytes, ImageName};
+use sistemo::{ImageFormat, Kind};
+
+use crate::arguments::value;
+use crate::confirmation::Beforehand;
+use crate::failure::Failure;
+use crate::output::details::Details;
+use crate::output::table::{Cell, Column, Table};
+use crate::output::{Described, Shown};
+use crate::session::Session;
+
+/// A verb for images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a distribution's packages
+    ///
+    /// Deploying `debian` builds it the first time by itself. Building it again replaces it;
+    /// volumes made from it before keep booting what they were made with.
+    #[command(after_help = "\
+Examples:
+  sistemo image build debian
+  sistemo image build debian --suite trixie --include postgresql,vim")]
+    Build(Build),
+    /// Make an image of a disk image file
+    ///
+    /// With a kernel, the file holds a root filesystem and boots that kernel. Without, it holds a
+    /// partition table and boots by firmware.
+    #[command(after_help = "\
+Examples:
+  sistemo image import cloud.qcow2 --name cloud
+  sistemo image import rootfs.ext4 --name mine --kernel vmlinuz --initrd initrd.img")]
+    Import(Import),
+    /// List images
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show everything about an image
+    Show {
+        /// The image's name
+        #[arg(value_name = "IMAGE", value_parser = value::<ImageName>)]
+        image: ImageName,
+    },
+    /// Delete images
+    ///
+    /// Volumes made from them stay, and keep booting.
+    #[command(
+        visible_alias = "rm",
+        after_help = "\
+Example:
+  sistemo image delete debian"
+    )]
+    Delete(Delete),
+}
+
+/// What `image build` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// The distribution
+    #[arg(value_enum, value_name = "DISTRIBUTION")]
+    distribution: Distribution,
+    /// What to call it
+    #[arg(
+        long,
+        value_parser = value::<ImageName>,
+        default_value = "debian",
+        allow_hyphen_values = true
+    )]
+    name: ImageName,
+    /// The release, such as bookworm; without one, the host's own where it runs Debian
+    #[arg(long)]
+    suite: Option<String>,
+    /// Packages to include beyond the usual ones
+    #[arg(long, value_name = "PACKAGE", value_delimiter = ',')]
+    include: Vec<String>,
+}
+
+/// A distribution that images can be built of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Distribution {
+    /// Debian
+    Debian,
+}
+
+/// What `image import` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The disk image
+    #[arg(value_hint = ValueHint::FilePath)]
+    file: PathBuf,
+    /// What to call it
+    #[arg(long, value_parser = value::<ImageName>, allow_hyphen_values = true)]
+    name: ImageName,
+    /// The kernel it boots
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// How the file is stored; without it, its name decides
+    #[arg(long, value_parser = formats())]
+    format: Option<ImageFormat>,
+}
+
+fn formats() -> impl TypedValueParser<Value = ImageFormat> {
+    PossibleValuesParser::new([ImageFormat::Raw, ImageFormat::Qcow2].map(ImageFormat::as_str))
+        .try_map(|word| word.parse::<ImageFormat>())
+}
+
+/// What `image delete` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// The images' names
+    #[arg(value_name = "IMAGE", value_parser = value::<ImageName>, required = true)]
+    images: Vec<ImageName>,
+    #[command(flatten)]
+    beforehand: Beforehand,
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) fn run(self, session: &Session) -> Result<(), Failure> {
+        let engine = session.engine()?;
+        let output = session.output;
+        match self {
+            Command::Build(Build { distribution, name, suite, include }) => {
+                let image = match distribution {
+                    Distribution::Debian => {
+                        engine.build_debian(NewDebian { name, suite, include })?
+                    }
+                };
+                output.one(&image)
+            }
+            Command::Import(Import { file, name, kernel, initrd, format }) => {
+                output.one(&engine.import_image(NewImport { file, name, kernel, initrd, format })?)
+            }
+            Command::List => output.list(
+                &engine.images()?,
+                "no images yet; `sistemo image build debian` makes one, and so does the first deploy",
+            ),
+            Command::Show { image } => output.details(&engine.image(&image)?),
+            Command::Delete(delete) => delete.run(&engine, session),
+        }
+    }
+}
+
+impl Delete {
+    fn run(self, engine: &sistemo::Engine, session: &Session) -> Result<(), Failure> {
+        let mut seen = HashSet::new();
+        let mut lost = Vec::new();
+        for name in &self.images {
+            let image = engine.image(name)?;
+            if !seen.insert(name) {
+                return Err(Failure::Repeated {
+                    kind: Kind::Image,
+                    name: name.to_string(),
+                });
+            }
+            lost.push(format!(
+                "image {} ({})",
+                image.name,
+                Bytes::new(image.size_bytes)
+            ));
+        }
+        self.beforehand.confirm(&lost)?;
+        let mut deleted = Vec::new();
+        let outcome = self.images.iter().try_for_each(|name| {
+            deleted.push(engine.delete_image(name)?);
+            session.output.note(&format!("deleted image {name}"));
+            Ok(())
+        });
+        // What is gone is told also where a later one could not be deleted.
+        session.output.deleted(&deleted)?;
+        outcome
+    }
+}
+
+/// How machines made from the image start.
+fn boots_by(image: &ImageView) -> &'static str {
+    if image.kernel.is_some() {
+        "kernel"
+    } else {
+        "firmware"
+    }
+}
+
+impl Shown for ImageView {
+    fn table(images: &[ImageView]) -> Table {
+        let columns = ["NAME", "SIZE", "USED", "BOOTS BY", "SOURCE", "CREATED"];
+        let mut table = Table::new(columns.map(Column::new).to_vec());
+        for image in images {
+            let from = image.suite.as_ref().or(image.file.as_ref());
+            let source = match from {
+                Some(from) => format!("{} ({from})", image.source),
+                None => image.source.to_string(),
+            };
+            table.row(vec![
+                Cell::new(&image.name),
+                Cell::new(Bytes::new(image.size_bytes)),
+                Cell::maybe(image.used_bytes.map(Bytes::new)),
+                Cell::new(boots_by(image)),
+                Cell::new(source),
+                Cell::new(format!("{:.0}", image.created)),
+            ]);
+        }
+        table
+    }
+}
+
+impl Described for ImageView {
+    fn details(&self) -> Details {
+        let mut details = Details::default();
+        details.line("Name", &self.name);
+        details.line("Size", Bytes::new(self.size_bytes));
+        details.maybe("Used on disk", self.used_bytes.map(Bytes::new));
+        details.line("Boots by", boots_by(self));
+        details.if_any("Kernel", self.kernel.as_ref());
+        details.if_any("Initrd", self.initrd.as_ref());
+        details.line("Source", self.source);
+        details.if_any("Suite", self.suite.as_ref());
+        details.several("Includes", self.include.iter().cloned());
+        details.if_any("File", self.file.as_ref());
+        details.line("Path", self.path.display());
+        details.line("Created", format!("{:.0}", self.created));
+        details
+    }
+}

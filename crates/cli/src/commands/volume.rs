@@ -1,0 +1,349 @@
+//! `sistemo volume …`
+
+use std::collections::HashSet;
+
+use anstyle::Style;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use sistemo::model::{Bytes, Filesystem, PoolName, Reference, VolumeName};
+use sistemo::volumes::{Grow, NewVolume, VolumeStatus, VolumeView};
+use sistemo::{Engine, Kind};
+
+use crate::arguments::{reference, size, value};
+use crate::confirmation::Beforehand;
+use crate::failure::Failure;
+use crate::output::details::Details;
+use crate::output::table::{Cell, Column, Table};
+use crate::output::{BAD, Described, GOOD, PLAIN, Shown};
+use crate::session::Session;
+
+/// A verb for volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a volume
+    ///
+    /// The volume takes space on the host only as data is written to it.
+    #[command(
+        visible_alias = "add",
+        after_help = "\
+Sizes: 512M, 1.5G, 5G, 10GB, 2T; a bare number is MB. Units are binary: 5G is 5 GiB.
+
+Examples:
+  sistemo volume create 5G --name pgdata
+  sistemo volume create 100G --name media --fs xfs
+  sistemo volume create 1G --name raw --fs none"
+    )]
+    Create(Create),
+    /// List volumes
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show everything about a volume
+    Show {
+        /// The volume's name, ID, or the first 8 or more characters of its ID
+        #[arg(value_name = "VOLUME", value_parser = reference)]
+        volume: Reference,
+    },
+    /// Grow a volume
+    ///
+    /// The machine that holds the volume must be stopped. The block device grows; its filesystem
+    /// is then grown in the guest, for ext4 with `resize2fs /dev/vdb`, or here with --grow-fs.
+    /// Volumes never shrink.
+    #[command(after_help = "\
+Examples:
+  sistemo volume resize pgdata 10GB
+  sistemo volume resize pgdata 10GB --grow-fs")]
+    Resize(Resize),
+    /// Give a volume another name
+    ///
+    /// The machine that holds the volume must be stopped.
+    #[command(after_help = "\
+Example:
+  sistemo volume rename pgdata pgdata-2026")]
+    Rename {
+        /// The volume's name, ID, or the first 8 or more characters of its ID
+        #[arg(value_name = "VOLUME", value_parser = reference)]
+        volume: Reference,
+        /// Its new name
+        #[arg(value_name = "NEW", value_parser = value::<VolumeName>)]
+        name: VolumeName,
+    },
+    /// Delete volumes and all that is on them
+    ///
+    /// Either all of them can be deleted, or none is. A volume that a machine holds cannot.
+    #[command(
+        visible_alias = "rm",
+        after_help = "\
+Examples:
+  sistemo volume delete pgdata
+  sistemo volume delete scratch1 scratch2 -y"
+    )]
+    Delete(Delete),
+}
+
+/// What `volume create` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// How large it is, such as 512M, 5G or 2T
+    #[arg(value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
+    size: Bytes,
+    /// Its name; without one, the first 8 characters of its ID
+    #[arg(long, value_parser = value::<VolumeName>, allow_hyphen_values = true)]
+    name: Option<VolumeName>,
+    /// The pool to make it in
+    #[arg(short = 'P', long, value_parser = value::<PoolName>, allow_hyphen_values = true)]
+    pool: Option<PoolName>,
+    /// What to format it with; none makes a bare block device
+    #[arg(long, value_name = "FS", value_parser = filesystems(), default_value = "ext4")]
+    fs: Filesystem,
+}
+
+/// What `volume resize` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// The volume's name, ID, or the first 8 or more characters of its ID
+    #[arg(value_name = "VOLUME", value_parser = reference)]
+    volume: Reference,
+    /// How large it is to become
+    #[arg(value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
+    size: Bytes,
+    /// Grow the filesystem too: a clean ext4 on the bare volume
+    #[arg(long)]
+    grow_fs: bool,
+}
+
+/// What `volume delete` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// The volumes' names or IDs
+    #[arg(value_name = "VOLUME", value_parser = reference, required = true)]
+    volumes: Vec<Reference>,
+    #[command(flatten)]
+    beforehand: Beforehand,
+}
+
+fn filesystems() -> impl TypedValueParser<Value = Filesystem> {
+    PossibleValuesParser::new(Filesystem::ALL.map(Filesystem::as_str))
+        .try_map(|word| word.parse::<Filesystem>())
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) fn run(self, session: &Session) -> Result<(), Failure> {
+        let engine = session.engine()?;
+        let output = session.output;
+        match self {
+            Command::Create(Create {
+                size,
+                name,
+                pool,
+                fs,
+            }) => {
+                let new = NewVolume {
+                    size,
+                    name,
+                    pool,
+                    filesystem: fs,
+                };
+                output.one(&engine.create_volume(new)?)
+            }
+            Command::List => output.list(
+                &engine.volumes()?,
+                "no volumes yet; make one with `sistemo volume create 5G --name NAME`",
+            ),
+            Command::Show { volume } => output.details(&engine.volume(&volume)?),
+            Command::Resize(resize) => resize.run(&engine, session),
+            Command::Rename { volume, name } => output.one(&engine.rename_volume(&volume, name)?),
+            Command::Delete(delete) => delete.run(&engine, session),
+        }
+    }
+}
+
+impl Resize {
+    fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
+        let what = if self.grow_fs {
+            Grow::DeviceAndFilesystem
+        } else {
+            Grow::Device
+        };
+        let volume = engine.resize_volume(&self.volume, self.size, what)?;
+        let left_to_the_guest = !self.grow_fs && volume.fs == Filesystem::Ext4;
+        if left_to_the_guest && let Some(device) = &volume.device {
+            session.output.note(&format!(
+                "the filesystem is grown in the guest: start it, then `resize2fs {device}`"
+            ));
+        }
+        session.output.one(&volume)
+    }
+}
+
+impl Delete {
+    fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
+        let mut seen = HashSet::new();
+        let mut lost = Vec::new();
+        for reference in &self.volumes {
+            let volume = engine.check_volume_deletable(reference)?;
+            if !seen.insert(volume.id) {
+                return Err(Failure::Repeated {
+                    kind: Kind::Volume,
+                    name: volume.name.to_string(),
+                });
+            }
+            lost.push(format!(
+                "volume {} ({})",
+                volume.name,
+                Bytes::new(volume.size_bytes)
+            ));
+        }
+        self.beforehand.confirm(&lost)?;
+        let mut deleted = Vec::new();
+        let outcome = self.volumes.iter().try_for_each(|reference| {
+            let volume = engine.delete_volume(reference)?;
+            session
+                .output
+                .note(&format!("deleted volume {}", volume.name));
+            deleted.push(volume);
+            Ok(())
+        });
+        // What is gone is told also where a later one could not be deleted.
+        session.output.deleted(&deleted)?;
+        outcome
+    }
+}
+
+fn style(status: VolumeStatus) -> Style {
+    match status {
+        VolumeStatus::Attached => GOOD,
+        VolumeStatus::Available => PLAIN,
+        VolumeStatus::Error => BAD,
+    }
+}
+
+impl Shown for VolumeView {
+    fn table(volumes: &[VolumeView]) -> Table {
+        let pools: HashSet<&PoolName> = volumes.iter().map(|volume| &volume.pool).collect();
+        let several_pools = pools.len() > 1;
+        let mut columns = vec![
+            Column::at_least("ID", 36),
+            Column::at_least("NAME", 14),
+            Column::at_least("SIZE", 5),
+            Column::at_least("STATUS", 9),
+        ];
+        if several_pools {
+            columns.push(Column::new("POOL"));
+        }
+        columns.push(Column::new("ATTACHED TO"));
+        let mut table = Table::new(columns);
+        for volume in volumes {
+            let mut cells = vec![
+                Cell::new(volume.id),
+                Cell::new(&volume.name),
+                Cell::new(Bytes::new(volume.size_bytes)),
+                Cell::styled(volume.status.as_str(), style(volume.status)),
+            ];
+            if several_pools {
+                cells.push(Cell::new(&volume.pool));
+            }
+            cells.push(Cell::maybe(volume.attached_to.as_ref()));
+            table.row(cells);
+        }
+        table
+    }
+}
+
+impl Described for VolumeView {
+    fn details(&self) -> Details {
+        let mut details = Details::default();
+        details.line("Name", &self.name);
+        details.line("ID", self.id);
+        details.line("Size", Bytes::new(self.size_bytes));
+        details.maybe("Used on disk", self.used_bytes.map(Bytes::new));
+        details.styled("Status", self.status.as_str(), style(self.status));
+        details.if_any("Reason", self.reason.as_ref());
+        details.line("Role", self.role);
+        details.line("Filesystem", self.fs);
+        details.line("Pool", &self.pool);
+        details.maybe("Driver", self.driver.as_ref());
+        details.maybe("Format", self.format.as_ref());
+        details.maybe("Path", self.path.as_ref().map(|path| path.display()));
+        details.maybe("Attached to", self.attached_to.as_ref());
+        details.if_any("Device", self.device.as_ref());
+        details.line("Created", format!("{:.0}", self.created));
+        details.line("Modified", format!("{:.0}", self.modified));
+        details
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sistemo::model::{MachineId, Role, Timestamp, VolumeId};
+
+    use super::*;
+
+    fn volume(id: &str, name: &str, gib: u64, machine: Option<&str>) -> VolumeView {
+        let status = if machine.is_some() {
+            VolumeStatus::Attached
+        } else {
+            VolumeStatus::Available
+        };
+        VolumeView {
+            id: id.parse::<VolumeId>().unwrap(),
+            name: name.parse().unwrap(),
+            size_bytes: gib << 30,
+            size_mb: gib << 10,
+            used_bytes: Some(2 << 20),
+            status,
+            reason: None,
+            role: Role::Data,
+            pool: PoolName::default_pool(),
+            driver: Some("file".to_owned()),
+            format: Some("raw".to_owned()),
+            fs: Filesystem::Ext4,
+            path: None,
+            machine_id: machine.map(|_| MachineId::random()),
+            attached_to: machine.map(|name| name.parse().unwrap()),
+            device: machine.map(|_| "/dev/vdb".to_owned()),
+            created: Timestamp::UNIX_EPOCH,
+            modified: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn two() -> [VolumeView; 2] {
+        [
+            volume(
+                "a1b2c3d4-5678-9abc-def0-123456789abc",
+                "pgdata",
+                5,
+                Some("webserver"),
+            ),
+            volume(
+                "b2c3d4e5-6789-abcd-ef01-23456789abcd",
+                "redis-data",
+                1,
+                None,
+            ),
+        ]
+    }
+
+    fn plain(table: &Table) -> String {
+        anstream::adapter::strip_str(&table.to_string()).to_string()
+    }
+
+    #[test]
+    fn the_list_looks_as_specified() {
+        let expected = "\
+ID                                    NAME            SIZE   STATUS     ATTACHED TO
+a1b2c3d4-5678-9abc-def0-123456789abc  pgdata          5 GB   attached   webserver
+b2c3d4e5-6789-abcd-ef01-23456789abcd  redis-data      1 GB   available  —
+";
+        assert_eq!(plain(&VolumeView::table(&two())), expected);
+    }
+
+    #[test]
+    fn a_pool_column_joins_where_more_than_one_holds_volumes() {
+        let mut volumes = two();
+        volumes[1].pool = "fast".parse().unwrap();
+        let shown = plain(&VolumeView::table(&volumes));
+        assert!(shown.contains("  POOL     ATTACHED TO\n"), "{shown}");
+        assert!(shown.contains("  fast     —\n"), "{shown}");
+    }
+}

@@ -1,0 +1,197 @@
+//! What to type next after a failure.
+
+use std::error::Error as StdError;
+use std::iter;
+
+use sistemo::settings::SettingsError;
+use sistemo::{Error, Kind};
+
+use crate::failure::Failure;
+
+/// The Debian package that holds a program.
+const PACKAGES: [(&str, &str); 19] = [
+    ("btrfs", "btrfs-progs"),
+    ("dpkg-deb", "dpkg"),
+    ("e2fsck", "e2fsprogs"),
+    ("fakeroot", "fakeroot"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("newgidmap", "uidmap"),
+    ("newuidmap", "uidmap"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-system-common"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("resize2fs", "e2fsprogs"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("tar", "tar"),
+    ("xfs_repair", "xfsprogs"),
+];
+
+/// What to type next, where there is something.
+pub(crate) fn hint(failure: &Failure) -> Option<String> {
+    match failure {
+        Failure::Engine(error) | Failure::Execute(error) => {
+            missing_program(error).or_else(|| engine_hint(error))
+        }
+        Failure::Usage { hint, .. } => Some(hint.clone()),
+        Failure::NoHome => Some("name one with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()),
+        Failure::ConfirmationNeeded { .. } => Some("-y deletes without asking".to_owned()),
+        Failure::Repeated { .. } => Some("name it once".to_owned()),
+        Failure::Declined
+        | Failure::Several { .. }
+        | Failure::Output(_)
+        | Failure::Terminal { .. }
+        | Failure::Console { .. }
+        | Failure::File { .. } => None,
+    }
+}
+
+/// A cause that is a missing program is known by its text: what a machine's monitor tells
+/// arrives from another process, as text only.
+fn missing_program(error: &Error) -> Option<String> {
+    let first: &(dyn StdError + 'static) = error;
+    iter::successors(Some(first), |&error| error.source()).find_map(|cause| {
+        let text = cause.to_string();
+        let program = text.strip_suffix(" is not installed")?;
+        let (_, package) = PACKAGES.iter().find(|(name, _)| *name == program)?;
+        Some(format!("sudo apt install {package}"))
+    })
+}
+
+fn engine_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::NotFound { kind, .. } => list(*kind),
+        Error::Ambiguous { candidates, .. } => {
+            format!("type more of the ID, or a name: {}", candidates.join(", "))
+        }
+        Error::NameTaken {
+            kind: Kind::Machine | Kind::Volume,
+            ..
+        } => "choose another name with --name NAME, or delete or rename the other".to_owned(),
+        Error::NameTaken {
+            kind: Kind::Image,
+            name,
+        } => {
+            format!("choose another name with --name NAME, or `sistemo image delete {name}`")
+        }
+        Error::NameTaken {
+            kind: Kind::Pool, ..
+        } => "choose another name".to_owned(),
+        // A root cannot be detached; it is known by the name that deploy gave it.
+        Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
+            format!("sistemo machine delete {machine} --preserve-storage")
+        }
+        Error::VolumeAttached { volume, machine } => {
+            format!("sistemo machine volume detach {machine} {volume}")
+        }
+        Error::VolumeNotAttached { machine, .. } | Error::TooManyVolumes { machine, .. } => {
+            format!("sistemo machine status {machine}")
+        }
+        Error::RootVolume { machine, .. } => {
+            format!("sistemo machine delete {machine} --preserve-storage")
+        }
+        Error::VolumeRepeated { .. } => "name it once".to_owned(),
+        Error::MachineActive { machine, .. } => format!("sistemo machine stop {machine}"),
+        Error::MachineInactive { machine, state, .. } => match state.as_str() {
+            "paused" => format!("sistemo machine resume {machine}"),
+            "stopped" => format!("sistemo machine start {machine}"),
+            _ => format!("sistemo machine status {machine}"),
+        },
+        Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
+        Error::TooSmallForFilesystem { minimum, .. } => {
+            format!("name a size of {minimum} or more, or --fs none for a bare block device")
+        }
+        Error::FilesystemNotGrowable { volume, .. } => {
+            format!("sistemo volume resize {volume} SIZE, then grow the filesystem in the guest")
+        }
+        Error::StorageTooSmall { needed, .. } => {
+            format!("--storage {}M", needed.get().div_ceil(1 << 20))
+        }
+        Error::MemoryOutOfRange { .. } => "--memory 512M suits most guests".to_owned(),
+        Error::PortUnavailable { .. } => {
+            "choose another host port with --expose HOST:GUEST".to_owned()
+        }
+        Error::NotAnswering { machine, .. } | Error::Ssh { machine } => {
+            format!("sistemo machine logs {machine}")
+        }
+        Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
+        // A deploy that ended early has left no log behind.
+        Error::EndedEarly { .. } | Error::Start { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
+            "sistemo doctor".to_owned()
+        }
+        Error::ImageFile { .. } => {
+            "sistemo image import FILE --name NAME --format raw|qcow2".to_owned()
+        }
+        Error::DataDirectory { .. } => {
+            "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
+        }
+        Error::NewerVersion { .. } => {
+            "use that version of Sistemo, or another directory with --data-dir DIR".to_owned()
+        }
+        Error::Busy { .. } => "try again when it has finished".to_owned(),
+        Error::Settings(SettingsError::UnknownKey { known, .. }) => {
+            format!("the settings are {}", known.join(", "))
+        }
+        Error::Settings(
+            SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
+        )
+        | Error::Pool { .. }
+        | Error::Image { .. }
+        | Error::ImageStore(_)
+        | Error::FilesystemProgram { .. }
+        | Error::Program { .. }
+        | Error::Catalogue(_)
+        | Error::File { .. } => return None,
+    })
+}
+
+fn list(kind: Kind) -> String {
+    match kind {
+        Kind::Volume => "sistemo volume list",
+        Kind::Machine => "sistemo machine list",
+        Kind::Image => "sistemo image list; `sistemo image build debian` makes one",
+        Kind::Pool => "the pool that always exists is `default`",
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use sistemo_host::program::ProgramError;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_program_leads_to_its_package_however_deep_it_is() {
+        let source = ProgramError::NotInstalled {
+            name: "mkfs.xfs".to_owned(),
+        };
+        let error = Error::Program {
+            action: "make a filesystem",
+            source,
+        };
+        let hint = hint(&Failure::from(error));
+        assert_eq!(hint.as_deref(), Some("sudo apt install xfsprogs"));
+    }
+
+    #[test]
+    fn a_program_of_no_known_package_has_no_invented_one() {
+        let source = ProgramError::NotInstalled {
+            name: "frobnicate".to_owned(),
+        };
+        let error = Error::Program {
+            action: "frobnicate",
+            source,
+        };
+        assert_eq!(hint(&Failure::from(error)), None);
+    }
+
+    #[test]
+    fn the_package_table_is_in_order_and_names_each_program_once() {
+        assert!(PACKAGES.is_sorted_by(|one, next| one.0 < next.0));
+    }
+}

@@ -1,0 +1,19 @@
+//! The binary, driven as users drive it: what it prints, where, and how it ends.
+//!
+//! Snapshots hold standard output, standard error and the exit status together. Machines are
+//! made from a file of zeros: most are never started, and those that are find nothing to boot.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics, in its helpers too"
+)]
+#![expect(clippy::print_stderr, reason = "a skipped test says why")]
+
+mod concurrency;
+mod environment;
+mod host;
+mod images;
+mod machines;
+mod manners;
+mod running;
+mod volumes;
