@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sistemo_catalog::{Intent, IntentId, Session};
-use sistemo_host::lock::Lock;
+use sistemo_catalog::{Intent, IntentId, LockSet, Session};
 use sistemo_images::{Error as ImageError, OpenImage};
 use sistemo_model::{
     Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle,
@@ -15,7 +14,7 @@ use sistemo_model::{
 
 use super::change::check_memory;
 use super::run::{Wait, check_free, free_port};
-use super::{MachineView, StopRequest};
+use super::{MachineView, StopRequest, Storage};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::reporter::Notice;
@@ -69,15 +68,43 @@ pub enum StartMode {
     Answering,
 }
 
+/// Everything about a machine that is decided before anything is made.
+struct Plan<'a> {
+    new: &'a Deploy,
+    id: MachineId,
+    memory: Bytes,
+    vmm: VmmKind,
+    root: Root,
+    data: Vec<Volume>,
+}
+
 /// What a root volume is made from, or which one it is.
 enum Root {
     Made {
+        id: VolumeId,
         content: File,
         size: Bytes,
         boot: Option<Boot>,
         image: Option<ImageName>,
     },
     Given(Volume),
+}
+
+impl Plan<'_> {
+    fn makes_root(&self) -> bool {
+        matches!(self.root, Root::Made { .. })
+    }
+
+    /// Its volumes in the order of their devices.
+    fn volumes(&self) -> Vec<VolumeId> {
+        let root = match &self.root {
+            Root::Made { id, .. } => *id,
+            Root::Given(volume) => volume.id,
+        };
+        std::iter::once(root)
+            .chain(self.data.iter().map(|volume| volume.id))
+            .collect()
+    }
 }
 
 impl Engine {
@@ -109,17 +136,18 @@ impl Engine {
             self.reporter.notice(&Notice::SlowAccelerator { reason });
         }
 
-        let (id, root_id) = match &root {
-            Root::Made { .. } => (MachineId::random(), VolumeId::random()),
-            Root::Given(volume) => (MachineId::random(), volume.id),
+        let id = MachineId::random();
+        let plan = Plan {
+            new,
+            id,
+            memory,
+            vmm,
+            root,
+            data,
         };
-        let mut volumes: Vec<VolumeId> = data.iter().map(|volume| volume.id).collect();
-        volumes.push(root_id);
-        let held = self.hold(Some(id), &volumes)?;
-        let (machine, made, intent) = self.record(new, id, root_id, &root, &data, vmm, memory)?;
-        let lock = held_lock(&held, root_id)?;
-        let finished = self.build(&machine, made.as_ref(), &root, lock, intent);
-        if let Err(error) = finished {
+        let held = self.hold(Some(id), &plan.volumes())?;
+        let (machine, made, intent) = self.record(&plan)?;
+        if let Err(error) = self.build(&plan, made.as_ref(), &held, intent) {
             let undone = self.forget_machine(id, made.map(|volume| volume.id), intent);
             self.undo_after(&error, undone);
             return Err(error);
@@ -156,9 +184,9 @@ impl Engine {
         let reference = Reference::from(machine.id.to_string());
         let _ = self.stop_machine(&reference, StopRequest::Forced)?;
         let storage = if made_root {
-            super::Storage::RemoveRoot
+            Storage::RemoveRoot
         } else {
-            super::Storage::Preserve
+            Storage::Preserve
         };
         self.delete_machine(&reference, storage).map(drop)
     }
@@ -181,25 +209,15 @@ impl Engine {
         }
         let mut volumes = Vec::new();
         for reference in &new.attach {
-            let (volume, holder) = self.catalogue.read(|session| {
-                let volume = session.find_volume(reference)?;
-                let holder = session.holder_of(volume.id)?;
-                Ok::<_, Error>((volume, holder))
-            })?;
+            let volume = self
+                .catalogue
+                .read(|session| session.find_volume(reference))?;
             if !seen.insert(volume.id) {
                 return Err(Error::VolumeRepeated {
                     volume: volume.name,
                 });
             }
-            if let Some(holder) = holder {
-                let machine = holder.machine_name;
-                return Err(Error::VolumeAttached {
-                    volume: volume.name,
-                    machine,
-                });
-            }
-            self.refuse_damaged(&volume)?;
-            volumes.push(volume);
+            volumes.push(self.find_free(reference)?);
         }
         if volumes.len() >= usize::from(Attachment::LIMIT) {
             let machine = new
@@ -212,6 +230,24 @@ impl Engine {
             });
         }
         Ok(volumes)
+    }
+
+    /// Finds a volume that no machine holds and that is whole.
+    fn find_free(&self, reference: &Reference) -> Result<Volume> {
+        let (volume, holder) = self.catalogue.read(|session| {
+            let volume = session.find_volume(reference)?;
+            let holder = session.holder_of(volume.id)?;
+            Ok::<_, Error>((volume, holder))
+        })?;
+        if let Some(holder) = holder {
+            let machine = holder.machine_name;
+            return Err(Error::VolumeAttached {
+                volume: volume.name,
+                machine,
+            });
+        }
+        self.refuse_damaged(&volume)?;
+        Ok(volume)
     }
 
     /// Refuses taken names before an image is built for them.
@@ -227,26 +263,12 @@ impl Engine {
 
     fn find_root(&self, new: &Deploy) -> Result<Root> {
         match &new.source {
-            DeploySource::Volume(reference) => {
-                let (volume, holder) = self.catalogue.read(|session| {
-                    let volume = session.find_volume(reference)?;
-                    let holder = session.holder_of(volume.id)?;
-                    Ok::<_, Error>((volume, holder))
-                })?;
-                if let Some(holder) = holder {
-                    let machine = holder.machine_name;
-                    return Err(Error::VolumeAttached {
-                        volume: volume.name,
-                        machine,
-                    });
-                }
-                self.refuse_damaged(&volume)?;
-                Ok(Root::Given(volume))
-            }
+            DeploySource::Volume(reference) => Ok(Root::Given(self.find_free(reference)?)),
             DeploySource::Image(name) => {
                 let OpenImage { image, content } = self.open_or_build_image(name)?;
                 let size = self.root_size(new, image.name.as_str(), image.size)?;
                 Ok(Root::Made {
+                    id: VolumeId::random(),
                     content,
                     size,
                     boot: image.boot,
@@ -266,6 +288,7 @@ impl Engine {
                 let borrowed = borrowed.map_err(fail)?;
                 let size = self.root_size(new, &path.display().to_string(), borrowed.size)?;
                 Ok(Root::Made {
+                    id: VolumeId::random(),
                     content: borrowed.file,
                     size,
                     boot: None,
@@ -288,20 +311,15 @@ impl Engine {
     }
 
     /// Records the machine, its root volume where one is to be made, and who holds what.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is decided by another step of a deploy"
-    )]
-    fn record(
-        &self,
-        new: &Deploy,
-        id: MachineId,
-        root_id: VolumeId,
-        root: &Root,
-        data: &[Volume],
-        vmm: VmmKind,
-        memory: Bytes,
-    ) -> Result<(Machine, Option<Volume>, IntentId)> {
+    fn record(&self, plan: &Plan<'_>) -> Result<(Machine, Option<Volume>, IntentId)> {
+        let Plan {
+            new,
+            id,
+            memory,
+            vmm,
+            root,
+            ..
+        } = plan;
         let now = Timestamp::now();
         // From before the record is made until it is: then the volume keeps its kernel.
         let kernels = match root {
@@ -311,7 +329,7 @@ impl Engine {
             Root::Made { .. } | Root::Given(_) => None,
         };
         let recorded = self.catalogue.write(|session| {
-            let makes_root = matches!(root, Root::Made { .. });
+            let makes_root = plan.makes_root();
             let name = match &new.name {
                 Some(name) => name.clone(),
                 None => free_machine_name(&derived_name(&new.source), |name| {
@@ -323,13 +341,13 @@ impl Engine {
                 Root::Given(_) => None,
             };
             let machine = Machine {
-                id,
+                id: *id,
                 name,
                 image,
                 vcpus: new.vcpus.unwrap_or(self.settings.vcpus.value),
-                memory,
-                vmm,
-                mac: MacAddress::for_machine(id),
+                memory: *memory,
+                vmm: *vmm,
+                mac: MacAddress::for_machine(*id),
                 ssh_port: free_port(&session.ssh_ports()?, &new.expose)?,
                 exposed: new.expose.clone(),
                 autostart: false,
@@ -341,8 +359,8 @@ impl Engine {
             };
             let made = match root {
                 Root::Given(_) => None,
-                Root::Made { size, boot, .. } => Some(Volume {
-                    id: root_id,
+                Root::Made { id, size, boot, .. } => Some(Volume {
+                    id: *id,
                     name: machine.name.root_volume(),
                     size: *size,
                     role: Role::Root,
@@ -363,12 +381,11 @@ impl Engine {
             if let Some(volume) = &made {
                 session.insert_volume(volume)?;
             }
-            let ids = std::iter::once(root_id).chain(data.iter().map(|volume| volume.id));
-            for (position, volume) in (0..).zip(ids) {
-                session.attach(id, volume, position, Access::ReadWrite)?;
+            for (position, volume) in (0..).zip(plan.volumes()) {
+                session.attach(*id, volume, position, Access::ReadWrite)?;
             }
             let root = made.as_ref().map(|volume| volume.id);
-            let intent = session.begin(&Intent::DeployMachine { machine: id, root })?;
+            let intent = session.begin(&Intent::DeployMachine { machine: *id, root })?;
             Ok::<_, Error>((machine, made, intent))
         })?;
         drop(kernels);
@@ -377,25 +394,25 @@ impl Engine {
 
     fn build(
         &self,
-        machine: &Machine,
+        plan: &Plan<'_>,
         made: Option<&Volume>,
-        root: &Root,
-        lock: &Lock,
+        held: &LockSet,
         intent: IntentId,
     ) -> Result<()> {
-        if let (Some(volume), Root::Made { content, .. }) = (made, root) {
+        if let (Some(volume), Root::Made { content, .. }) = (made, &plan.root) {
+            let lock = held_lock(held, volume.id)?;
             self.reporter
                 .stage(&format!("making root volume {}", volume.name));
             let copied = self.make_volume(volume, &Content::CopyOf(content), lock);
             self.reporter.stage_over();
             copied?;
         }
-        let _ = self.make_runtime(machine.id)?;
+        let _ = self.make_runtime(plan.id)?;
         self.catalogue.write(|session| {
             if let Some(volume) = made {
                 session.set_volume_lifecycle(volume.id, Lifecycle::Ready)?;
             }
-            session.set_machine_lifecycle(machine.id, Lifecycle::Ready)?;
+            session.set_machine_lifecycle(plan.id, Lifecycle::Ready)?;
             Ok(session.finish(intent)?)
         })
     }
