@@ -1,12 +1,14 @@
 //! Whether a deploy would work on this host, and what to do where it would not.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
-use sistemo_catalog::Catalogue;
+use sistemo_catalog::{CatalogError, Catalogue, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
-use sistemo_model::{Accelerator, Bytes};
+use sistemo_model::{Accelerator, Bytes, CatalogueId, VolumeId};
+use sistemo_pools::{FilePool, FirstUse, Found, Pool};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
@@ -90,6 +92,7 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     let data_dir = settings.data_dir.value.as_path();
     let mut checks = vec![check_data_directory(data_dir), check_catalogue(data_dir)];
     checks.push(check_space(data_dir));
+    checks.extend(check_pools(data_dir));
     checks.extend(check_vmm());
     checks.push(check_program(
         "mkfs.ext4",
@@ -187,6 +190,80 @@ fn check_catalogue(data_dir: &Path) -> Check {
         Ok(findings) => Check::failed(NAME, findings.join("; "), advice),
         Err(error) => Check::failed(NAME, MonitorError::texts(&error).join(": "), advice),
     }
+}
+
+/// Looks at each pool that was used before: whether it can be used now, and whether what is in it
+/// is what the catalogue knows. A catalogue that cannot be read has its own check.
+fn check_pools(data_dir: &Path) -> Vec<Check> {
+    let known = || -> Result<_, CatalogError> {
+        if !data_dir.join("sistemo.db").exists() {
+            return Ok(Vec::new());
+        }
+        let catalogue = Catalogue::open(data_dir)?;
+        catalogue.read(|session| {
+            let volumes = session.all_volumes()?;
+            let pools = session.known_pools()?;
+            Ok(pools
+                .into_iter()
+                .map(|pool| {
+                    let held = volumes.iter().filter(|volume| volume.pool == pool.name);
+                    let held = held.map(|volume| volume.id).collect();
+                    check_pool(pool, catalogue.id(), &held)
+                })
+                .collect())
+        })
+    };
+    known().unwrap_or_default()
+}
+
+fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &BTreeSet<VolumeId>) -> Check {
+    const NAME: &str = "pool";
+    let KnownPool {
+        name, directory, ..
+    } = pool;
+    let found = FilePool::open(name.clone(), &directory, catalogue, FirstUse::Known)
+        .and_then(|pool| Ok((pool.usage()?, pool.list()?)));
+    let (usage, found) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            let advice = format!("mount the disk that belongs to {}", directory.display());
+            return Check::failed(NAME, MonitorError::texts(&error).join(": "), advice);
+        }
+    };
+    let mut there = BTreeSet::new();
+    let mut odd = Vec::new();
+    for found in found {
+        match found {
+            Found::Volume { description, .. } => drop(there.insert(description.id)),
+            // One that is being made; where its maker is gone, the next command removes it.
+            Found::Draft { .. } => {}
+            Found::Undescribed { id, .. }
+            | Found::Orphan { id, .. }
+            | Found::Damaged { id, .. } => {
+                odd.push(format!("{id} is not whole"));
+            }
+            Found::Stray { name } => odd.push(format!("{name} is nothing of ours")),
+        }
+    }
+    odd.extend(
+        there
+            .difference(recorded)
+            .map(|id| format!("{id} is not in the catalogue")),
+    );
+    odd.extend(
+        recorded
+            .difference(&there)
+            .map(|id| format!("{id} is missing")),
+    );
+    let free = Bytes::new(usage.free);
+    if odd.is_empty() {
+        return Check::ok(
+            NAME,
+            format!("{name}: {} volumes, {free} free", there.len()),
+        );
+    }
+    let advice = format!("look into {}", directory.display());
+    Check::warning(NAME, format!("{name}: {}", odd.join("; ")), advice)
 }
 
 fn check_space(data_dir: &Path) -> Check {

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
+use sistemo::doctor::Verdict;
 use sistemo::model::{Bytes, Filesystem};
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus};
 use sistemo::{Error, Notice};
@@ -388,6 +389,40 @@ fn a_pool_directory_that_was_emptied_is_not_written_to() {
         house.engine().volume(&reference("v")).unwrap().status,
         VolumeStatus::Available
     );
+}
+
+#[test]
+fn the_doctor_sees_what_does_not_belong_in_a_pool_and_what_is_missing() {
+    let house = House::new();
+    let engine = house.engine();
+    let look = || {
+        let checks = sistemo::doctor::examine(engine.settings());
+        let pool = checks
+            .into_iter()
+            .find(|check| check.name == "pool")
+            .unwrap();
+        (pool.verdict, pool.found)
+    };
+    let kept = volume(&engine, "kept", "16M");
+    let gone = volume(&engine, "gone", "16M");
+    let (verdict, found) = look();
+    assert_eq!(verdict, Verdict::Ok);
+    assert!(found.starts_with("default: 2 volumes"), "{found}");
+
+    let pool = house.data_dir().join("volumes");
+    File::create(pool.join("notes.txt")).unwrap();
+    std::fs::remove_file(gone.path.unwrap()).unwrap();
+    let (verdict, found) = look();
+    assert_eq!(verdict, Verdict::Warning);
+    assert!(found.contains("notes.txt is nothing of ours"), "{found}");
+    assert!(
+        found.contains(&format!("{} is missing", gone.id)),
+        "{found}"
+    );
+    assert!(!found.contains(&kept.id.to_string()), "{found}");
+
+    std::fs::remove_file(pool.join(".sistemo-pool")).unwrap();
+    assert_eq!(look().0, Verdict::Failed);
 }
 
 #[test]
