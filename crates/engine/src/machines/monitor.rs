@@ -272,14 +272,21 @@ impl Engine {
         }
     }
 
-    /// Ends a VMM whose start was cut short before its process was recorded: the monitor was
-    /// killed, and so was whoever had started that. While somebody has the machine's lock, a
-    /// start may be under way, and nothing is done.
+    /// Ends the start of a machine that was cut short before its VMM's process was recorded: the
+    /// monitor was killed, and so was whoever had started that. While somebody has the machine's
+    /// lock, a start may be under way, and nothing is done.
     pub(super) fn end_abandoned_start(&self, machine: &Machine) -> Result<()> {
-        let id = machine.id;
-        let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
+        let Some(_held) = self.locks.try_machine(machine.id, self.purpose())? else {
             return Ok(());
         };
+        self.end_unrecorded_vmm(machine)?;
+        self.record_ending(machine.id)
+    }
+
+    /// Ends the VMM that a killed monitor may have left behind. Nobody knows its process; that
+    /// it lives is known by the run lock, and it can be told to quit.
+    pub(super) fn end_unrecorded_vmm(&self, machine: &Machine) -> Result<()> {
+        let id = machine.id;
         let deadline = Instant::now() + PATIENCE;
         while self.locks.is_held(&Lockable::Run(id))? && Instant::now() < deadline {
             // A VMM that is just beginning does not listen yet.
@@ -290,7 +297,7 @@ impl Engine {
             tracing::debug!(machine = %machine.name, ok = told.is_ok(), "ending an abandoned start");
             thread::sleep(POLL_INTERVAL);
         }
-        self.record_ending(id)
+        Ok(())
     }
 
     /// Takes a machine for running that was asked to stop by somebody who is gone, and did not.

@@ -130,10 +130,10 @@ impl Engine {
         let started = self.spawn_monitor(&machine, &alive);
         drop(alive);
         if let Err(error) = started {
-            self.undo_after(
-                &error,
-                self.advance(id, MachineState::Stopped(None)).map(drop),
-            );
+            // Where its monitor was killed, a VMM may be left that runs for nobody.
+            let ended = self.end_unrecorded_vmm(&machine);
+            let undone = ended.and_then(|()| self.advance(id, MachineState::Stopped(None)));
+            self.undo_after(&error, undone.map(drop));
             return Err(error);
         }
         Ok(Changed::Yes)
