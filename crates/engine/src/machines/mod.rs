@@ -200,11 +200,16 @@ impl Engine {
         Ok(machine)
     }
 
-    /// Moves a machine to a state where that is a step it can take; returns whether it was.
+    /// Moves a machine to a state where that is a step it can take; returns whether it was. A
+    /// stop under way is never taken back by this: an event that arrives late would do so.
     pub(crate) fn advance(&self, id: MachineId, next: MachineState) -> Result<bool> {
         self.catalogue.write(|session| {
             let state = session.machine(id)?.state;
-            let step = state != next && state.can_become(next);
+            let takes_back = matches!(
+                (state, next),
+                (MachineState::Stopping(_), MachineState::Running)
+            );
+            let step = state != next && state.can_become(next) && !takes_back;
             if step {
                 session.set_machine_state(id, next)?;
             }

@@ -302,12 +302,16 @@ impl Engine {
 
     /// Takes a machine for running that was asked to stop by somebody who is gone, and did not.
     pub(super) fn end_abandoned_stop(&self, id: MachineId) -> Result<()> {
-        if let Some(_held) = self.locks.try_machine(id, self.purpose())?
-            && self.locks.is_held(&Lockable::Run(id))?
-        {
-            let _ = self.advance(id, MachineState::Running)?;
-        }
-        Ok(())
+        let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
+            return Ok(());
+        };
+        self.catalogue.write(|session| {
+            let stopping = matches!(session.machine(id)?.state, MachineState::Stopping(_));
+            if stopping && self.locks.is_held(&Lockable::Run(id))? {
+                session.set_machine_state(id, MachineState::Running)?;
+            }
+            Ok(())
+        })
     }
 
     /// Starts a monitor for a machine that runs without one.

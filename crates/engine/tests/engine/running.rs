@@ -108,6 +108,18 @@ fn a_graceful_stop_presses_the_power_button() {
 }
 
 #[test]
+fn a_paused_machine_is_let_go_to_power_itself_off() {
+    let Some((_house, engine)) = guest(&[Action::WaitForButton, Action::PowerOff]) else {
+        return;
+    };
+    start(&engine, "m");
+    let (paused, _) = engine.pause_machine(&reference("m")).unwrap();
+    assert_eq!(paused.status, "paused");
+    let (stopped, _) = engine.stop_machine(&reference("m"), GRACEFUL).unwrap();
+    assert_eq!(stopped.stopped_how, Some(StopHow::Clean));
+}
+
+#[test]
 fn a_guest_that_does_not_listen_is_forced_after_the_timeout() {
     let Some((house, engine)) = guest(&[]) else {
         return;
