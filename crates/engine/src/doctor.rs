@@ -7,18 +7,72 @@ use serde::Serialize;
 use sistemo_catalog::{CatalogError, Catalogue, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
-use sistemo_model::{Accelerator, Bytes, CatalogueId, VolumeId};
+use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, Volume, VolumeId};
 use sistemo_pools::{FilePool, FirstUse, Found, Pool};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
-use crate::error::MonitorError;
+use crate::error::causes;
 use crate::settings::Settings;
 
 /// Less room than this does not hold an image and a root volume made from it.
 const ROOM_FOR_A_DEPLOY: Bytes = Bytes::from_mib(1024);
 /// A root volume of the default size can fill up to this.
 const COMFORTABLE_ROOM: Bytes = Bytes::from_mib(5 * 1024);
+
+/// A program that is started, the Debian package it is in, what for, and what its absence means.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+    purpose: &'static str,
+    if_missing: Verdict,
+}
+
+const fn needed(program: &'static str, package: &'static str, purpose: &'static str) -> Needed {
+    Needed {
+        program,
+        package,
+        purpose,
+        if_missing: Verdict::Failed,
+    }
+}
+
+const fn useful(program: &'static str, package: &'static str, purpose: &'static str) -> Needed {
+    Needed {
+        program,
+        package,
+        purpose,
+        if_missing: Verdict::Warning,
+    }
+}
+
+const NEEDED: [Needed; 12] = [
+    needed("mkfs.ext4", "e2fsprogs", "making volumes"),
+    needed("ssh", "openssh-client", "reaching machines"),
+    needed("ssh-keygen", "openssh-client", "the SSH key"),
+    needed("mmdebstrap", "mmdebstrap", "building images"),
+    needed("unshare", "util-linux", "building images"),
+    useful("qemu-img", "qemu-utils", "importing qcow2 files"),
+    useful("e2fsck", "e2fsprogs", "growing filesystems"),
+    useful("resize2fs", "e2fsprogs", "growing filesystems"),
+    useful("mkfs.xfs", "xfsprogs", "XFS volumes"),
+    useful("mkfs.btrfs", "btrfs-progs", "btrfs volumes"),
+    // Only an ordinary user's build needs these, which has a check of its own.
+    useful("newuidmap", "uidmap", "building images as an ordinary user"),
+    useful("newgidmap", "uidmap", "building images as an ordinary user"),
+];
+
+const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+
+/// The Debian package that a program which this product starts is in.
+#[must_use]
+pub fn package_of(program: &str) -> Option<&'static str> {
+    let others = NEEDED.iter().map(|needed| (needed.program, needed.package));
+    others
+        .chain([QEMU])
+        .find(|(name, _)| *name == program)
+        .map(|(_, package)| package)
+}
 
 /// Something that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -94,55 +148,8 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     checks.push(check_space(data_dir));
     checks.extend(check_pools(data_dir));
     checks.extend(check_vmm());
-    checks.push(check_program(
-        "mkfs.ext4",
-        "making volumes",
-        "e2fsprogs",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "ssh",
-        "reaching machines",
-        "openssh-client",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "ssh-keygen",
-        "the SSH key",
-        "openssh-client",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "mmdebstrap",
-        "building images",
-        "mmdebstrap",
-        Verdict::Failed,
-    ));
+    checks.extend(NEEDED.iter().map(check_program));
     checks.push(check_subordinate_ids());
-    checks.push(check_program(
-        "qemu-img",
-        "importing qcow2 files",
-        "qemu-utils",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "resize2fs",
-        "growing filesystems",
-        "e2fsprogs",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "mkfs.xfs",
-        "XFS volumes",
-        "xfsprogs",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "mkfs.btrfs",
-        "btrfs volumes",
-        "btrfs-progs",
-        Verdict::Warning,
-    ));
     checks
 }
 
@@ -188,7 +195,13 @@ fn check_catalogue(data_dir: &Path) -> Check {
     match Catalogue::open(data_dir).and_then(|catalogue| catalogue.check()) {
         Ok(findings) if findings.is_empty() => Check::ok(NAME, "no damage found"),
         Ok(findings) => Check::failed(NAME, findings.join("; "), advice),
-        Err(error) => Check::failed(NAME, MonitorError::texts(&error).join(": "), advice),
+        Err(error) => {
+            let advice = match error {
+                CatalogError::Newer { .. } => "use the version of Sistemo that last used it",
+                _ => advice,
+            };
+            Check::failed(NAME, causes(&error).join(": "), advice)
+        }
     }
 }
 
@@ -200,23 +213,22 @@ fn check_pools(data_dir: &Path) -> Vec<Check> {
             return Ok(Vec::new());
         }
         let catalogue = Catalogue::open(data_dir)?;
-        catalogue.read(|session| {
-            let volumes = session.all_volumes()?;
-            let pools = session.known_pools()?;
-            Ok(pools
-                .into_iter()
-                .map(|pool| {
-                    let held = volumes.iter().filter(|volume| volume.pool == pool.name);
-                    let held = held.map(|volume| volume.id).collect();
-                    check_pool(pool, catalogue.id(), &held)
-                })
-                .collect())
-        })
+        let (volumes, pools) = catalogue.read(|session| {
+            Ok::<_, CatalogError>((session.all_volumes()?, session.known_pools()?))
+        })?;
+        let check = |pool: KnownPool| {
+            let held: Vec<_> = volumes
+                .iter()
+                .filter(|volume| volume.pool == pool.name)
+                .collect();
+            check_pool(pool, catalogue.id(), &held)
+        };
+        Ok(pools.into_iter().map(check).collect())
     };
     known().unwrap_or_default()
 }
 
-fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &BTreeSet<VolumeId>) -> Check {
+fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &[&Volume]) -> Check {
     const NAME: &str = "pool";
     let KnownPool {
         name, directory, ..
@@ -227,7 +239,7 @@ fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &BTreeSet<Volum
         Ok(found) => found,
         Err(error) => {
             let advice = format!("mount the disk that belongs to {}", directory.display());
-            return Check::failed(NAME, MonitorError::texts(&error).join(": "), advice);
+            return Check::failed(NAME, causes(&error).join(": "), advice);
         }
     };
     let mut there = BTreeSet::new();
@@ -245,16 +257,18 @@ fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &BTreeSet<Volum
             Found::Stray { name } => odd.push(format!("{name} is nothing of ours")),
         }
     }
+    let known: BTreeSet<VolumeId> = recorded.iter().map(|volume| volume.id).collect();
     odd.extend(
         there
-            .difference(recorded)
+            .difference(&known)
             .map(|id| format!("{id} is not in the catalogue")),
     );
-    odd.extend(
-        recorded
-            .difference(&there)
-            .map(|id| format!("{id} is missing")),
-    );
+    // One that is being made or deleted may or may not be there.
+    let whole = recorded
+        .iter()
+        .filter(|volume| volume.lifecycle == Lifecycle::Ready);
+    let missing = whole.filter(|volume| !there.contains(&volume.id));
+    odd.extend(missing.map(|volume| format!("{} ({}) is missing", volume.name, volume.id)));
     let free = Bytes::new(usage.free);
     if odd.is_empty() {
         return Check::ok(
@@ -289,12 +303,11 @@ fn check_space(data_dir: &Path) -> Check {
 fn check_vmm() -> Vec<Check> {
     match Qemu::new().probe() {
         Err(error) => {
-            let found = MonitorError::texts(&error).join(": ");
-            vec![Check::failed(
-                "QEMU",
-                found,
-                "sudo apt install qemu-system-x86",
-            )]
+            let found = causes(&error).join(": ");
+            {
+                let advice = format!("sudo apt install {}", QEMU.1);
+                vec![Check::failed("QEMU", found, advice)]
+            }
         }
         Ok(probe) => {
             let accelerator = match probe.accelerator {
@@ -313,16 +326,20 @@ fn check_vmm() -> Vec<Check> {
     }
 }
 
-fn check_program(name: &'static str, purpose: &str, package: &str, if_missing: Verdict) -> Check {
-    match program::locate(name) {
-        Some(path) => Check::ok(name, path.display().to_string()),
+fn check_program(needed: &Needed) -> Check {
+    let Needed {
+        program,
+        package,
+        purpose,
+        if_missing,
+    } = needed;
+    match program::locate(program) {
+        Some(path) => Check::ok(program, path.display().to_string()),
         None => Check {
-            verdict: if_missing,
-            ..Check::failed(
-                name,
-                format!("not installed; needed for {purpose}"),
-                format!("sudo apt install {package}"),
-            )
+            name: program,
+            verdict: *if_missing,
+            found: format!("not installed; needed for {purpose}"),
+            advice: Some(format!("sudo apt install {package}")),
         },
     }
 }
@@ -342,7 +359,7 @@ fn check_subordinate_ids() -> Check {
                  --add-subgids 100000-165535 {}",
                 system::user_name()
             );
-            Check::failed(NAME, MonitorError::texts(&error).join(": "), advice)
+            Check::failed(NAME, causes(&error).join(": "), advice)
         }
     }
 }

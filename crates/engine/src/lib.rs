@@ -9,8 +9,10 @@
 //! | [`volumes`] | create, list, resize, rename, delete |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
 //! | [`images`] | build, import, list, delete |
+//! | [`ssh_key`] | the key that every guest lets in |
 //! | [`settings`] | what can be configured, and where each value came from |
 //! | [`doctor`] | whether a deploy would work on this host |
+//! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
 pub mod doctor;
@@ -21,13 +23,14 @@ pub mod images;
 pub mod machines;
 mod recovery;
 mod reporter;
+mod reserve;
 pub mod settings;
-mod ssh;
+pub mod ssh_key;
 pub mod volumes;
 
 pub use engine::Engine;
 pub use engine::{Caller, MonitorCommand};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, MonitorError, Result, causes};
 pub use reporter::{Notice, Reporter, Silent};
 pub use settings::Settings;
 pub use sistemo_host::Changed;

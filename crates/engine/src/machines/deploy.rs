@@ -13,7 +13,7 @@ use sistemo_model::{
 };
 
 use super::change::check_memory;
-use super::run::{Wait, check_free, free_port};
+use super::ports::{check_distinct, check_free, free_port};
 use super::{MachineView, StopRequest, Storage};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
@@ -110,20 +110,27 @@ impl Plan<'_> {
 impl Engine {
     /// Makes a machine and starts it as far as asked.
     ///
-    /// A failure before the machine is left to boot leaves nothing behind; neither does a crash,
-    /// once the next operation has begun, as long as its root volume was not whole yet.
+    /// A failure before the guest runs leaves nothing behind; neither does a crash, once the next
+    /// operation has begun, as long as its root volume was not whole yet. Once the guest has
+    /// run, the machine and its volumes stay, whatever happens.
     ///
     /// # Errors
     /// Where a name is taken, a volume is held, the image is missing or larger than the root
-    /// volume asked for, the host cannot run it, or it ends before it answers. Where it does not
-    /// answer in time ([`Error::NotAnswering`]), it runs on.
+    /// volume asked for, or the host cannot run it. Where it ends before it answers
+    /// ([`Error::EndedEarly`]) it is left stopped, and where it does not answer in time
+    /// ([`Error::NotAnswering`]) it runs on.
     pub fn deploy(&self, new: &Deploy) -> Result<MachineView> {
         let memory = new.memory.unwrap_or(self.settings.memory.value);
         check_memory(memory)?;
         let vmm = match new.vmm.unwrap_or(self.settings.vmm.value) {
             VmmChoice::Auto | VmmChoice::Qemu => VmmKind::Qemu,
         };
-        check_exposures(&new.expose, new.start)?;
+        check_distinct(&new.expose)?;
+        if new.start != StartMode::Created {
+            new.expose
+                .iter()
+                .try_for_each(|exposure| check_free(exposure.host))?;
+        }
         self.pool(self.pool_of(new))?;
         let data = self.resolve_data_volumes(new)?;
         let mut slow = None;
@@ -146,6 +153,12 @@ impl Engine {
             data,
         };
         let held = self.hold(Some(id), &plan.volumes())?;
+        // Under their locks: what was read before may have grown since.
+        let mut existing = plan.data.iter().chain(match &plan.root {
+            Root::Given(volume) => Some(volume),
+            Root::Made { .. } => None,
+        });
+        existing.try_for_each(|volume| self.refuse_damaged(volume.id))?;
         let (machine, made, intent) = self.record(&plan)?;
         if let Err(error) = self.build(&plan, made.as_ref(), &held, intent) {
             let undone = self.forget_machine(id, made.map(|volume| volume.id), intent);
@@ -154,13 +167,16 @@ impl Engine {
         }
         drop(held);
 
-        if new.start != StartMode::Created
-            && let Err(error) = self.bring_up(&machine, new.start)
-        {
-            if !matches!(error, Error::NotAnswering { .. }) {
-                self.undo_after(&error, self.undo_deploy(&machine, made.is_some()));
-            }
+        if new.start == StartMode::Created {
+            return self.view_machine(id);
+        }
+        if let Err(error) = self.launch(id) {
+            self.undo_after(&error, self.undo_deploy(&machine, made.is_some()));
             return Err(error);
+        }
+        // From here on the guest has run, and what it wrote is not ours to throw away.
+        if new.start == StartMode::Answering {
+            self.wait_until_answering(id)?;
         }
         self.view_machine(id)
     }
@@ -169,15 +185,6 @@ impl Engine {
     fn why_slow(&self, vmm: VmmKind) -> Result<Option<String>> {
         let probe = self.vmm(vmm).probe().map_err(Error::NoVmm)?;
         Ok((probe.accelerator == Accelerator::Tcg).then_some(probe.reason))
-    }
-
-    fn bring_up(&self, machine: &Machine, start: StartMode) -> Result<()> {
-        let reference = Reference::from(machine.id.to_string());
-        let wait = match start {
-            StartMode::Answering => Wait::UntilAnswering,
-            StartMode::Started | StartMode::Created => Wait::No,
-        };
-        self.start_machine(&reference, wait).map(drop)
     }
 
     fn undo_deploy(&self, machine: &Machine, made_root: bool) -> Result<()> {
@@ -232,7 +239,7 @@ impl Engine {
         Ok(volumes)
     }
 
-    /// Finds a volume that no machine holds and that is whole.
+    /// Finds a volume that no machine holds.
     fn find_free(&self, reference: &Reference) -> Result<Volume> {
         let (volume, holder) = self.catalogue.read(|session| {
             let volume = session.find_volume(reference)?;
@@ -246,7 +253,6 @@ impl Engine {
                 machine,
             });
         }
-        self.refuse_damaged(&volume)?;
         Ok(volume)
     }
 
@@ -416,25 +422,6 @@ impl Engine {
             Ok(session.finish(intent)?)
         })
     }
-}
-
-fn check_exposures(exposures: &[Exposure], start: StartMode) -> Result<()> {
-    for (at, exposure) in exposures.iter().enumerate() {
-        let repeated = exposures[..at]
-            .iter()
-            .any(|earlier| earlier.host == exposure.host);
-        if repeated {
-            let source = std::io::ErrorKind::AddrInUse.into();
-            return Err(Error::PortUnavailable {
-                address: exposure.host,
-                source,
-            });
-        }
-        if start != StartMode::Created {
-            check_free(exposure.host)?;
-        }
-    }
-    Ok(())
 }
 
 /// What a machine of that name would collide with.

@@ -284,8 +284,8 @@ fn a_deleted_machine_is_stopped_first() {
 }
 
 #[test]
-fn a_deploy_whose_guest_ends_early_leaves_nothing() {
-    let Some((house, engine)) = guest(&[Action::PowerOff]) else {
+fn a_deploy_whose_guest_ends_early_keeps_what_the_guest_wrote() {
+    let Some((_house, engine)) = guest(&[Action::Write("vda"), Action::PowerOff]) else {
         return;
     };
     let new = Deploy {
@@ -298,9 +298,40 @@ fn a_deploy_whose_guest_ends_early_leaves_nothing() {
         error.to_string().contains("guest: up"),
         "the console is quoted: {error}"
     );
-    assert!(engine.machine(&reference("early")).is_err());
-    assert!(engine.volume(&reference("early-root")).is_err());
-    assert_eq!(house.volume_files().len(), 4);
+    let machine = engine.machine(&reference("early")).unwrap();
+    assert_eq!(machine.stopped_how, Some(StopHow::Clean));
+    let root = engine.volume(&reference("early-root")).unwrap();
+    let mut written = [0; 7];
+    let file = std::fs::File::open(root.path.unwrap()).unwrap();
+    file.read_exact_at(&mut written, 0).unwrap();
+    assert_eq!(&written, b"sistemo");
+}
+
+#[test]
+fn a_paused_state_that_nobody_recorded_is_asked_for() {
+    let Some((house, engine)) = guest(&[Action::Count]) else {
+        return;
+    };
+    let started = start(&engine, "m");
+    for monitor in monitors(&started.id.to_string()) {
+        kill(monitor);
+    }
+    // Behind the engine's back, while no monitor follows the machine.
+    let runtime = house
+        .data_dir()
+        .join("machines")
+        .join(started.id.to_string());
+    let mut control = sistemo_vmm::Vmm::connect(&sistemo_vmm::Qemu::new(), &runtime).unwrap();
+    control.pause().unwrap();
+    drop(control);
+    wait_until("the state it is really in", || {
+        machine(&engine).status == "paused"
+    });
+    let (resumed, changed) = engine.resume_machine(&reference("m")).unwrap();
+    assert_eq!(
+        (resumed.status, changed),
+        ("running", sistemo::Changed::Yes)
+    );
 }
 
 #[test]
