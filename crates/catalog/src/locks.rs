@@ -27,7 +27,8 @@ pub enum Lockable {
     Machine(MachineId),
     /// A volume's record and content, while an operation works on it.
     Volume(VolumeId),
-    /// A machine's life. Its VMM and its monitor inherit it: holding it is being alive.
+    /// A machine's life. Whoever starts it takes it and lets its VMM inherit it: from then on
+    /// holding it is being alive.
     Run(MachineId),
     /// A machine's monitor, while there is one.
     Monitor(MachineId),
