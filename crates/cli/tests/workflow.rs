@@ -12,7 +12,7 @@
 
 use std::io::Read;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,11 +33,16 @@ impl Sistemo {
         }
     }
 
+    /// A directory whose name ssh, QEMU and a shell would all read as something else.
+    fn data_dir(&self) -> PathBuf {
+        self.home.path().join(r#"da ta,é%h"q$HOME'"#)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sistemo"));
         command
             .args(arguments)
-            .env("SISTEMO_DATA_DIR", self.home.path().join("data"));
+            .env("SISTEMO_DATA_DIR", self.data_dir());
         command.stdin(Stdio::null());
         command
     }
@@ -115,7 +120,7 @@ impl Sistemo {
     }
 
     fn volume_files(&self) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(self.home.path().join("data/volumes"))
+        let mut names: Vec<String> = std::fs::read_dir(self.data_dir().join("volumes"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -345,6 +350,10 @@ fn runs_commands_as_they_are_given(sistemo: &Sistemo) {
     assert_eq!(text(&said.stdout), "two words|$HOME|'|-v|");
     assert_eq!(exec(&["--", "sh", "-c", "exit 42"]).status.code(), Some(42));
     assert_eq!(exec(&["sh", "-c", "exit 255"]).status.code(), Some(255));
+    assert_eq!(
+        exec(&["sh", "-c", "kill -9 $$"]).status.code(),
+        Some(128 + 9)
+    );
     let missing = sistemo.output(&["machine", "exec", "nobody", "true"]);
     assert_eq!(missing.status.code(), Some(125));
 }
@@ -362,6 +371,7 @@ fn exposes_ports_on_loopback_only(port: u16) {
         .lines()
         .filter(|line| line.contains(&format!(":{port} ")))
         .collect();
+    assert!(!lines.is_empty(), "nothing listens on {port}: {listening}");
     assert!(
         lines.iter().all(|line| line.contains("127.0.0.1:")),
         "{lines:?}"

@@ -1,18 +1,26 @@
-//! Makes, grows, renames, attaches and deletes volumes and machines until it is killed, as the
-//! engine's recovery test does to it. Prints a line for each thing that was done: what has been
-//! printed must be so after any kill.
+//! Makes, fills, grows, renames, attaches and deletes volumes and machines until it is killed, as
+//! the engine's recovery test does to it. Prints a line before each operation and `done` after
+//! it: after any kill, every operation that is done must be so, and only that of the last line,
+//! where no `done` follows it, may be either done or not.
 //!
 //! Usage: `churn DATA-DIR SEED`; the data directory has an image named `disk`.
 
 use std::error::Error;
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sistemo::machines::{Deploy, DeploySource, StartMode, Storage};
 use sistemo::model::{Bytes, Filesystem, Reference};
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent};
+use sistemo_host::directory::{self, FileError};
+
+/// What is written into a volume, and where: the last MiB of those it is made with.
+const WRITTEN: u64 = 1 << 20;
+const WRITTEN_FROM: u64 = 15 << 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -30,21 +38,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     for round in 0_u64.. {
         let volume = format!("v{seed}-{round}");
         let renamed = format!("{volume}-renamed");
-        engine.create_volume(NewVolume {
+        let machine = format!("m{seed}-{round}");
+        let new = NewVolume {
             size: Bytes::from_mib(16),
             name: Some(volume.parse()?),
             pool: None,
             filesystem: Filesystem::Ext4,
-        })?;
-        done(&format!("made {volume} 16"))?;
+        };
+        let made = step(&format!("create {volume} 16"), || engine.create_volume(new))?;
+        let path = made.path.ok_or("a volume has a file")?;
+        step(&format!("write {volume}"), || write(&path, &volume))?;
         let reference = Reference::from(volume.as_str());
-        engine.resize_volume(&reference, Bytes::from_mib(32), Grow::Device)?;
-        done(&format!("made {volume} 32"))?;
-        engine.rename_volume(&reference, renamed.parse()?)?;
-        done(&format!("gone {volume}"))?;
-        done(&format!("made {renamed} 32"))?;
-        let machine = format!("m{seed}-{round}");
-        engine.deploy(&Deploy {
+        step(&format!("grow {volume} 32"), || {
+            engine.resize_volume(&reference, Bytes::from_mib(32), Grow::Device)
+        })?;
+        let name = renamed.parse()?;
+        step(&format!("rename {volume} {renamed}"), || {
+            engine.rename_volume(&reference, name)
+        })?;
+        let deploy = Deploy {
             source: DeploySource::Image("disk".parse()?),
             name: Some(machine.parse()?),
             vcpus: None,
@@ -55,20 +67,50 @@ fn main() -> Result<(), Box<dyn Error>> {
             expose: Vec::new(),
             vmm: None,
             start: StartMode::Created,
+        };
+        step(&format!("deploy {machine} {renamed}"), || {
+            engine.deploy(&deploy)
         })?;
-        done(&format!("made {machine}-root 16"))?;
-        engine.delete_machine(&Reference::from(machine.as_str()), Storage::RemoveRoot)?;
-        done(&format!("gone {machine}-root"))?;
-        if round % 2 == 0 {
-            engine.delete_volume(&Reference::from(renamed.as_str()))?;
-            done(&format!("gone {renamed}"))?;
+        if round % 3 != 2 {
+            step(&format!("undeploy {machine}"), || {
+                engine.delete_machine(&Reference::from(machine.as_str()), Storage::RemoveRoot)
+            })?;
+        }
+        if round % 3 == 0 {
+            step(&format!("delete {renamed}"), || {
+                engine.delete_volume(&Reference::from(renamed.as_str()))
+            })?;
         }
     }
     Ok(())
 }
 
-fn done(what: &str) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout();
+fn step<T, E: Error + 'static>(
+    what: &str,
+    operation: impl FnOnce() -> Result<T, E>,
+) -> Result<T, Box<dyn Error>> {
+    say(what)?;
+    let outcome = operation()?;
+    say("done")?;
+    Ok(outcome)
+}
+
+/// Writes a word over and over.
+fn write(path: &Path, word: &str) -> Result<(), FileError> {
+    let fail = |error| FileError::new("write", path, error);
+    let file = File::options().write(true).open(path).map_err(fail)?;
+    let content: Vec<u8> = word
+        .bytes()
+        .cycle()
+        .zip(0..WRITTEN)
+        .map(|(byte, _)| byte)
+        .collect();
+    file.write_all_at(&content, WRITTEN_FROM).map_err(fail)?;
+    directory::flush(path, &file)
+}
+
+fn say(what: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
     writeln!(stdout, "{what}")?;
     stdout.flush()
 }

@@ -62,6 +62,7 @@ impl Engine {
                 path: path.to_owned(),
                 source: error,
             },
+            CatalogError::Full { .. } => Error::NoSpace(error),
             other => unusable(path, other),
         })?;
         let locks = Locks::open(&path.join("locks")).map_err(|source| unusable(path, source))?;

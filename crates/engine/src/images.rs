@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use sistemo_images::{
-    BuildRequest, BuildStep, DEBIAN, Error as ImageError, ImageFormat, ImportRequest, KernelGuard,
-    OpenImage,
+    BuildRequest, BuildStep, DEBIAN, DamagedImage, Discarded, Error as ImageError, ImageFormat,
+    ImportRequest, KernelGuard, OpenImage,
 };
 use sistemo_model::{Digest, Image, ImageId, ImageName, ImageSource, Timestamp};
 
 use crate::engine::Engine;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, causes};
+use crate::reporter::Notice;
 
 /// A Debian to be built.
 #[derive(Clone, Debug)]
@@ -74,8 +75,10 @@ impl Engine {
     /// # Errors
     /// Where the image store cannot be read.
     pub fn images(&self) -> Result<Vec<ImageView>> {
-        let images = self.images.list().map_err(Error::ImageStore)?;
-        Ok(images
+        let listing = self.images.list().map_err(Error::ImageStore)?;
+        self.tell_of_damaged(&listing.damaged);
+        Ok(listing
+            .images
             .into_iter()
             .map(|image| self.view_image(image))
             .collect())
@@ -112,7 +115,7 @@ impl Engine {
         let image = self.staged(&name, |progress| {
             self.images.build_debian(&request, progress)
         })?;
-        self.discard_unused_kernels()?;
+        self.discard_unused_kernels();
         Ok(self.view_image(image))
     }
 
@@ -144,17 +147,24 @@ impl Engine {
         Ok(self.view_image(image))
     }
 
-    /// Deletes an image. Volumes made from it, and the kernels they boot, stay.
+    /// Deletes an image. Volumes made from it, and the kernels they boot, stay. Returns it as it
+    /// was; `None` where it was damaged and nothing could be read of it.
     ///
     /// # Errors
     /// Where there is none of that name.
-    pub fn delete_image(&self, name: &ImageName) -> Result<ImageView> {
-        let view = self.image(name)?;
+    pub fn delete_image(&self, name: &ImageName) -> Result<Option<ImageView>> {
+        let view = match self.images.find(name) {
+            Ok(image) => Some(self.view_image(image)),
+            Err(error @ ImageError::NotFound { .. }) => {
+                return Err(image_error("delete", name, error));
+            }
+            Err(_) => None,
+        };
         let _ = self
             .images
             .delete(name)
             .map_err(|source| image_error("delete", name, source))?;
-        self.discard_unused_kernels()?;
+        self.discard_unused_kernels();
         Ok(view)
     }
 
@@ -188,20 +198,35 @@ impl Engine {
         Ok(guard)
     }
 
-    fn discard_unused_kernels(&self) -> Result<()> {
-        let guard = self.hold_kernels(None)?;
-        let volumes = self.catalogue.read(|session| session.all_volumes())?;
-        let in_use: Vec<Digest> = volumes
-            .into_iter()
-            .filter_map(|volume| volume.boot)
-            .flat_map(|boot| std::iter::once(boot.kernel).chain(boot.initrd))
-            .collect();
-        let gone = self
-            .images
-            .discard_unused_kernels(&guard, &in_use)
-            .map_err(Error::ImageStore)?;
-        tracing::debug!(gone, "discarded kernels that nothing boots");
-        Ok(())
+    /// Discards the kernels that nothing boots any more. What it follows has been done: kernels
+    /// that stay for now cost room and nothing else.
+    fn discard_unused_kernels(&self) {
+        let discard = || {
+            let guard = self.hold_kernels(None)?;
+            let volumes = self.catalogue.read(|session| session.all_volumes())?;
+            let in_use: Vec<Digest> = volumes
+                .into_iter()
+                .filter_map(|volume| volume.boot)
+                .flat_map(|boot| std::iter::once(boot.kernel).chain(boot.initrd))
+                .collect();
+            self.images
+                .discard_unused_kernels(&guard, &in_use)
+                .map_err(Error::ImageStore)
+        };
+        match discard() {
+            Ok(Discarded::Unused(gone)) => {
+                tracing::debug!(gone, "discarded kernels that nothing boots");
+            }
+            Ok(Discarded::Nothing { damaged }) => self.tell_of_damaged(&damaged),
+            Err(error) => tracing::warn!(%error, "cannot discard kernels"),
+        }
+    }
+
+    fn tell_of_damaged(&self, images: &[DamagedImage]) {
+        for image in images {
+            let (name, reason) = (image.name.clone(), causes(&image.error).join(": "));
+            self.reporter.notice(&Notice::DamagedImage { name, reason });
+        }
     }
 
     /// Runs a build and tells the reporter about each of its steps.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sistemo_model::{MachineName, VolumeName};
+use sistemo_model::{ImageName, MachineName, VolumeName};
 
 /// Listens to running operations. All of it is for people: nothing depends on being heard.
 pub trait Reporter: Send + Sync {
@@ -29,6 +29,13 @@ pub enum Notice {
     /// again.
     LeftForLater {
         /// Why not.
+        reason: String,
+    },
+    /// An image cannot be used; only deleting it helps.
+    DamagedImage {
+        /// The image.
+        name: ImageName,
+        /// What is wrong with it.
         reason: String,
     },
     /// A renamed volume is attached, so its name under `/dev/disk/by-id` changes.
@@ -65,6 +72,9 @@ impl fmt::Display for Notice {
             Notice::Recovered { what } => write!(f, "recovered: {what}"),
             Notice::LeftForLater { reason } => {
                 write!(f, "what was cut short could not be tidied up yet: {reason}")
+            }
+            Notice::DamagedImage { name, reason } => {
+                write!(f, "image {name} is of no use until it is deleted: {reason}")
             }
             Notice::DeviceNameChanged { volume, machine } => write!(
                 f,

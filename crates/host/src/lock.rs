@@ -88,7 +88,7 @@ impl Lock {
             file,
             path: path.to_owned(),
         };
-        lock.sign(purpose)?;
+        lock.sign(purpose);
         Ok(Some(lock))
     }
 
@@ -118,33 +118,21 @@ impl Lock {
         &self.path
     }
 
-    /// Another handle on the same lock: it is free when both are gone.
-    ///
-    /// # Errors
-    /// Where the process has no descriptor left.
-    pub fn share(&self) -> Result<Lock, LockError> {
-        let file = self
-            .file
-            .try_clone()
-            .map_err(|e| FileError::new("share", &self.path, e))?;
-        Ok(Lock {
-            file,
-            path: self.path.clone(),
-        })
-    }
-
     /// Takes over a lock whose descriptor this process inherited.
     pub fn inherited(file: File, path: PathBuf) -> Lock {
         Lock { file, path }
     }
 
-    fn sign(&self, purpose: &str) -> Result<(), LockError> {
+    /// Writes who holds it into its file, where that is possible.
+    fn sign(&self, purpose: &str) {
         let mut file = &self.file;
         let text = format!("process {} ({purpose})", std::process::id());
-        file.set_len(0)
+        // Only waiters read it, and they do without; the lock is held whatever is written. On a
+        // full filesystem deleting a volume has to work, which takes locks.
+        let _ = file
+            .set_len(0)
             .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(text.as_bytes()))
-            .map_err(|error| FileError::new("write", &self.path, error).into())
+            .and_then(|()| file.write_all(text.as_bytes()));
     }
 }
 
@@ -198,6 +186,16 @@ mod tests {
         drop(Lock::acquire(&path, "one", NO_PATIENCE).unwrap());
         assert!(!Lock::is_held(&path).unwrap());
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_lock_whose_file_takes_no_text_is_held_all_the_same() {
+        // Writing to it fails as on a full filesystem (full(4)).
+        let path = Path::new("/dev/full");
+        let held = Lock::acquire(path, "volume delete pgdata", NO_PATIENCE).unwrap();
+        assert!(Lock::is_held(path).unwrap());
+        drop(held);
+        assert!(!Lock::is_held(path).unwrap());
     }
 
     #[test]

@@ -134,6 +134,12 @@ pub enum Error {
         /// The text.
         suite: String,
     },
+    /// A guest of that release would not let its owner in.
+    #[error("Debian {suite} is too old: its systemd takes no SSH key from the kernel command line")]
+    SuiteTooOld {
+        /// The release.
+        suite: String,
+    },
     /// An ordinary user builds files of many owners, and has no other IDs to own them.
     #[error("user {user} has no range of at least 65536 IDs in {file}")]
     NoSubordinateIds {

@@ -454,6 +454,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::kernels::Discarded;
 
     const MIB: u64 = 1 << 20;
     const QCOW2_MAGIC: &[u8] = b"QFI\xfb\0\0\0\x03";
@@ -586,7 +587,7 @@ mod tests {
         assert!(sparse::used_bytes(&borrowed.file).unwrap() < 4 * MIB);
         let borrowed = home.images.borrow_file(&raw, None, &mut |_, _| {}).unwrap();
         assert_eq!(borrowed.size.get(), 1024);
-        assert!(home.images.list().unwrap().is_empty());
+        assert!(home.images.list().unwrap().images.is_empty());
         home.nothing_is_left();
     }
 
@@ -722,7 +723,7 @@ mod tests {
         // Neither the image's own kernel nor its initrd is unused.
         let guard = home.images.hold_kernels("test").unwrap();
         let discarded = home.images.discard_unused_kernels(&guard, &[]).unwrap();
-        assert_eq!(discarded, 0);
+        assert!(matches!(discarded, Discarded::Unused(0)), "{discarded:?}");
     }
 
     #[test]

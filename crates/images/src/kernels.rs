@@ -11,7 +11,7 @@ use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_model::{Boot, Digest, ImageId};
 
 use crate::error::{Error, Result};
-use crate::store::Images;
+use crate::store::{DamagedImage, Images, Listing};
 
 /// What an unfinished copy ends with.
 const PART: &str = ".part";
@@ -24,6 +24,19 @@ const PART: &str = ".part";
 #[must_use]
 pub struct KernelGuard {
     _lock: Lock,
+}
+
+/// What became of the kernels that nothing boots.
+#[derive(Debug)]
+#[must_use]
+pub enum Discarded {
+    /// So many went.
+    Unused(usize),
+    /// All stay for now: a description that cannot be read might name any of them.
+    Nothing {
+        /// The images that stand in the way; at least one.
+        damaged: Vec<DamagedImage>,
+    },
 }
 
 impl Images {
@@ -51,16 +64,23 @@ impl Images {
         }
     }
 
-    /// Removes the kernels that no image boots and that are not `in_use` by a volume, and
-    /// returns how many went. A killed removal has removed some of them.
+    /// Removes the kernels that no image boots and that are not `in_use` by a volume; none where
+    /// an image's description cannot be read. A killed removal has removed some of them.
     ///
     /// `in_use` must have been gathered while `guard` was held.
     ///
     /// # Errors
-    /// Where an image's description cannot be read: it might name any kernel, so all stay.
-    pub fn discard_unused_kernels(&self, guard: &KernelGuard, in_use: &[Digest]) -> Result<usize> {
+    /// Where the images cannot be listed or a kernel cannot be removed.
+    pub fn discard_unused_kernels(
+        &self,
+        guard: &KernelGuard,
+        in_use: &[Digest],
+    ) -> Result<Discarded> {
         let _ = guard;
-        let images = self.list()?;
+        let Listing { images, damaged } = self.list()?;
+        if !damaged.is_empty() {
+            return Ok(Discarded::Nothing { damaged });
+        }
         let booted = images.iter().filter_map(|image| image.boot.as_ref());
         let needed: Vec<&str> = booted
             .flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd))
@@ -80,7 +100,7 @@ impl Images {
             }
         }
         self.kernels.flush()?;
-        Ok(discarded)
+        Ok(Discarded::Unused(discarded))
     }
 
     /// Keeps a kernel and the initial RAM disk that belongs to it.
@@ -226,7 +246,7 @@ mod tests {
         let discarded = images
             .discard_unused_kernels(&guard, std::slice::from_ref(&used))
             .unwrap();
-        assert_eq!(discarded, 1);
+        assert!(matches!(discarded, Discarded::Unused(1)), "{discarded:?}");
         assert!(images.kernel(&unused).is_err());
         assert_eq!(images.kernels.files().unwrap(), [used.as_str()]);
     }

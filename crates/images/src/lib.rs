@@ -28,5 +28,5 @@ pub use debian::{
 };
 pub use error::{Error, Result};
 pub use import::{BorrowedContent, ImageFormat, ImportRequest};
-pub use kernels::KernelGuard;
-pub use store::{Images, OpenImage};
+pub use kernels::{Discarded, KernelGuard};
+pub use store::{DamagedImage, Images, Listing, OpenImage};

@@ -40,6 +40,25 @@ pub struct OpenImage {
     pub content: File,
 }
 
+/// The images there are, and those that nothing can be told about.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Listing {
+    /// The images whose descriptions can be read, sorted by name.
+    pub images: Vec<Image>,
+    /// The others, sorted by name: any of them may boot any kernel.
+    pub damaged: Vec<DamagedImage>,
+}
+
+/// An image whose description cannot be read; [`Images::delete`] gets rid of it.
+#[derive(Debug)]
+pub struct DamagedImage {
+    /// Its name, as its description's file tells it.
+    pub name: ImageName,
+    /// Why not: [`Error::Damaged`], [`Error::Newer`] or [`Error::File`].
+    pub error: Error,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Description {
     version: u32,
@@ -70,26 +89,31 @@ impl Images {
         })
     }
 
-    /// All images, sorted by name.
+    /// All images, those whose descriptions cannot be read apart from the others.
     ///
     /// # Errors
-    /// Where a description cannot be read; [`Images::delete`] gets rid of such an image.
-    pub fn list(&self) -> Result<Vec<Image>> {
-        let mut images = Vec::new();
+    /// Where the directory of images cannot be read.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
         for file in self.store.files()? {
             let name = file
                 .strip_suffix(DESCRIPTION)
                 .and_then(|name| name.parse().ok());
             let Some(name) = name else { continue };
             match self.find(&name) {
-                Ok(image) => images.push(image),
+                Ok(image) => listing.images.push(image),
                 // It was deleted since the directory was read.
                 Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => listing.damaged.push(DamagedImage { name, error }),
             }
         }
-        images.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(images)
+        listing
+            .images
+            .sort_by(|one, other| one.name.cmp(&other.name));
+        listing
+            .damaged
+            .sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(listing)
     }
 
     /// The image of a name.
@@ -165,7 +189,7 @@ impl Images {
         Ok(Bytes::new(used))
     }
 
-    /// Deletes an image, also a damaged one. Volumes made from it are not touched, and its
+    /// Deletes an image, also one whose description cannot be read. Volumes made from it are not touched, and its
     /// kernel stays until [`Images::discard_unused_kernels`].
     ///
     /// A crash in the middle leaves the image there, or gone with content that the next build or
@@ -185,8 +209,15 @@ impl Images {
     }
 
     pub(crate) fn lock(&self, name: &ImageName, patience: Duration) -> Result<Lock, LockError> {
-        let path = self.lock_path(&format!("image-{name}.lock"));
-        Lock::acquire(&path, &format!("image {name}"), patience)
+        Lock::acquire(
+            &self.image_lock_path(name),
+            &format!("image {name}"),
+            patience,
+        )
+    }
+
+    fn image_lock_path(&self, name: &ImageName) -> PathBuf {
+        self.lock_path(&format!("image-{name}.lock"))
     }
 
     /// Makes the instant at which an image exists, or is another: its content must be whole.
@@ -237,7 +268,7 @@ impl Images {
         names.sort();
         names.dedup();
         for other in names {
-            let path = self.lock_path(&format!("image-{other}.lock"));
+            let path = self.image_lock_path(&other);
             if let Some(_lock) = Lock::try_acquire(&path, "removal of leftovers")? {
                 self.remove_unnamed(&other)?;
             }
@@ -250,9 +281,9 @@ impl Images {
         match self.find(name) {
             Ok(image) => self.remove_leftovers_of(name, Some(image.id)),
             Err(Error::NotFound { .. }) => self.remove_leftovers_of(name, None),
-            // What a description that cannot be read names must stay.
-            Err(Error::Damaged { .. } | Error::Newer { .. }) => Ok(()),
-            Err(error) => Err(error),
+            // What a description that cannot be read names must stay, and keeps nobody from
+            // building another image.
+            Err(_) => Ok(()),
         }
     }
 
@@ -324,6 +355,7 @@ mod tests {
     use sistemo_model::{ImageSource, Timestamp};
 
     use super::*;
+    use crate::kernels::Discarded;
 
     fn images() -> (tempfile::TempDir, Images) {
         let home = tempfile::tempdir().unwrap();
@@ -381,7 +413,7 @@ mod tests {
         let (_home, images) = images();
         let a = whole(&images, &name("a.json"), b"a");
         let b = whole(&images, &name("b"), b"bb");
-        assert_eq!(images.list().unwrap(), [a.clone(), b]);
+        assert_eq!(images.list().unwrap().images, [a.clone(), b]);
         assert_eq!(images.find(&a.name).unwrap(), a);
         let error = images.find(&name("c")).unwrap_err();
         assert_eq!(error.to_string(), "image c does not exist");
@@ -393,7 +425,7 @@ mod tests {
         whole(&images, &name("debian"), b"old");
         let mut reader = images.open_image(&name("debian")).unwrap();
         let new = whole(&images, &name("debian"), b"new");
-        assert_eq!(images.list().unwrap(), std::slice::from_ref(&new));
+        assert_eq!(images.list().unwrap().images, std::slice::from_ref(&new));
         let content = content_of(&new.name, new.id);
         assert_eq!(files(&images), [content, "debian.json".to_owned()]);
         let mut text = String::new();
@@ -410,7 +442,7 @@ mod tests {
         let build = images.build_directory(&name("dead"), ImageId::random());
         fs::create_dir_all(build.join("tree/etc")).unwrap();
         File::create(home.path().join("images/notes.txt")).unwrap();
-        assert_eq!(images.list().unwrap(), std::slice::from_ref(&kept));
+        assert_eq!(images.list().unwrap().images, std::slice::from_ref(&kept));
 
         let other = name("other");
         let lock = images.lock(&other, Duration::ZERO).unwrap();
@@ -438,28 +470,107 @@ mod tests {
         let other = whole(&images, &name(&format!("a-{}", image.id)), b"b");
         assert_eq!(images.delete(&image.name).unwrap(), Changed::Yes);
         assert_eq!(images.delete(&image.name).unwrap(), Changed::No);
-        assert_eq!(images.list().unwrap(), std::slice::from_ref(&other));
+        assert_eq!(images.list().unwrap().images, std::slice::from_ref(&other));
         assert_eq!(images.delete(&other.name).unwrap(), Changed::Yes);
         assert!(files(&images).is_empty());
     }
 
+    /// Three images that nothing can be told about, `cut`, `new` and `twin`, and their contents.
+    fn damaged(images: &Images) {
+        for (text, description) in [
+            ("cut", &b"{"[..]),
+            ("new", br#"{"version": 2, "what": "unknown"}"#),
+        ] {
+            whole(images, &name(text), b"content");
+            let file = description_of(&name(text));
+            images.store.replace(&file, description).unwrap();
+        }
+        // The description of another image, as a copied file has it.
+        let other = whole(images, &name("other"), b"other");
+        let text = images.store.read("other.json", DESCRIPTION_LIMIT).unwrap();
+        images.store.replace("twin.json", &text).unwrap();
+        images.create_content(&name("twin"), other.id).unwrap();
+        assert_eq!(images.delete(&other.name).unwrap(), Changed::Yes);
+    }
+
+    fn names(damaged: &[DamagedImage]) -> Vec<&str> {
+        damaged.iter().map(|image| image.name.as_str()).collect()
+    }
+
     #[test]
-    fn a_damaged_description_is_named_and_can_be_deleted() {
+    fn a_damaged_image_is_listed_apart_and_hides_no_other() {
         let (_home, images) = images();
-        let image = whole(&images, &name("a"), b"a");
-        let text = images.store.read("a.json", 9999).unwrap();
-        images.store.replace("b.json", &text).unwrap();
+        let image = whole(&images, &name("fine"), b"fine");
+        damaged(&images);
+        let listing = images.list().unwrap();
+        assert_eq!(listing.images, [image]);
+        assert_eq!(names(&listing.damaged), ["cut", "new", "twin"]);
         assert!(matches!(
-            images.find(&name("b")),
-            Err(Error::Damaged { source: None, .. })
+            listing.damaged.as_slice(),
+            [
+                DamagedImage {
+                    error: Error::Damaged {
+                        source: Some(_),
+                        ..
+                    },
+                    ..
+                },
+                DamagedImage {
+                    error: Error::Newer { version: 2, .. },
+                    ..
+                },
+                DamagedImage {
+                    error: Error::Damaged { source: None, .. },
+                    ..
+                },
+            ]
         ));
-        images.store.replace("a.json", b"{").unwrap();
-        let error = images.list().unwrap_err();
-        assert!(error.to_string().contains("a.json"), "{error}");
+        let error = listing.damaged[0].error.to_string();
+        assert!(error.contains("cut.json"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_image_can_be_deleted_with_its_content() {
+        let (_home, images) = images();
+        damaged(&images);
+        for text in ["cut", "new", "twin"] {
+            assert_eq!(images.delete(&name(text)).unwrap(), Changed::Yes, "{text}");
+        }
+        assert!(files(&images).is_empty());
+        assert!(images.list().unwrap().damaged.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_image_keeps_its_content_and_nobody_from_working() {
+        let (_home, images) = images();
+        damaged(&images);
+        // Longer than any description of ours, so that it cannot even be read.
+        let long = vec![b' '; usize::try_from(DESCRIPTION_LIMIT).unwrap() + 1];
+        images.store.replace("twin.json", &long).unwrap();
+        let before = files(&images);
+        let other = name("other");
+        let lock = images.lock(&other, Duration::ZERO).unwrap();
+        images.remove_leftovers(&lock, &other).unwrap();
+        assert_eq!(files(&images), before);
+    }
+
+    #[test]
+    fn while_an_image_is_damaged_no_kernel_is_discarded() {
+        let (_home, images) = images();
+        damaged(&images);
+        let kernel = sistemo_model::Digest::from_bytes([7; 32]);
+        images.kernels.replace(kernel.as_str(), b"kernel").unwrap();
         let guard = images.hold_kernels("test").unwrap();
-        assert!(images.discard_unused_kernels(&guard, &[]).is_err());
-        assert_eq!(images.delete(&image.name).unwrap(), Changed::Yes);
-        assert_eq!(files(&images), ["b.json"]);
+        match images.discard_unused_kernels(&guard, &[]).unwrap() {
+            Discarded::Nothing { damaged } => assert_eq!(names(&damaged), ["cut", "new", "twin"]),
+            other @ Discarded::Unused(_) => panic!("{other:?}"),
+        }
+        assert!(images.kernel(&kernel).is_ok());
+        for text in ["cut", "new", "twin"] {
+            assert_eq!(images.delete(&name(text)).unwrap(), Changed::Yes);
+        }
+        let discarded = images.discard_unused_kernels(&guard, &[]).unwrap();
+        assert!(matches!(discarded, Discarded::Unused(1)), "{discarded:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use sistemo::images::{ImageView, NewDebian, NewImport};
 use sistemo::model::{Bytes, ImageName};
-use sistemo::{ImageFormat, Kind};
+use sistemo::{Error, ImageFormat, Kind};
 
 use crate::arguments::value;
 use crate::confirmation::Beforehand;
@@ -73,7 +73,7 @@ pub(crate) struct Build {
         allow_hyphen_values = true
     )]
     name: ImageName,
-    /// The release, such as bookworm; without one, the host's own where it runs Debian
+    /// The release, bookworm or later; without one, the host's own where it is such a Debian
     #[arg(long)]
     suite: Option<String>,
     /// Packages to include beyond the usual ones
@@ -155,23 +155,24 @@ impl Delete {
         let mut seen = HashSet::new();
         let mut lost = Vec::new();
         for name in &self.images {
-            let image = engine.image(name)?;
+            let size = match engine.image(name) {
+                Ok(image) => Bytes::new(image.size_bytes).to_string(),
+                // Deleting it is all that can be done with it.
+                Err(Error::Image { .. }) => "damaged".to_owned(),
+                Err(error) => return Err(error.into()),
+            };
             if !seen.insert(name) {
                 return Err(Failure::Repeated {
                     kind: Kind::Image,
                     name: name.to_string(),
                 });
             }
-            lost.push(format!(
-                "image {} ({})",
-                image.name,
-                Bytes::new(image.size_bytes)
-            ));
+            lost.push(format!("image {name} ({size})"));
         }
         self.beforehand.confirm(&lost)?;
         let mut deleted = Vec::new();
         let outcome = self.images.iter().try_for_each(|name| {
-            deleted.push(engine.delete_image(name)?);
+            deleted.extend(engine.delete_image(name)?);
             session.output.note(&format!("deleted image {name}"));
             Ok(())
         });

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use sistemo_testkit::{Requirement, met};
 use tempfile::TempDir;
 
 /// The binary under test.
@@ -219,17 +220,17 @@ impl Ordinary {
     /// The user `nobody`.
     const UID: u32 = 65534;
 
-    /// `None`, and why on standard error, where we cannot become another user.
+    /// `None` where we cannot become another user.
     pub(crate) fn new() -> Option<Ordinary> {
+        if !met(&[Requirement::Root, Requirement::Program("setpriv")]) {
+            return None;
+        }
         let place = TempDir::new().unwrap();
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::copy(binary(), place.path().join("sistemo")).unwrap();
         fs::create_dir(place.path().join("home")).unwrap();
         let ordinary = Ordinary { place };
-        if std::os::unix::fs::chown(ordinary.home(), Some(Self::UID), Some(Self::UID)).is_err() {
-            eprintln!("skipped: only root can become another user");
-            return None;
-        }
+        std::os::unix::fs::chown(ordinary.home(), Some(Self::UID), Some(Self::UID)).unwrap();
         Some(ordinary)
     }
 

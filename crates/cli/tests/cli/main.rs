@@ -7,7 +7,6 @@
     clippy::unwrap_used,
     reason = "a test that cannot go on panics, in its helpers too"
 )]
-#![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod concurrency;
 mod environment;

@@ -1,6 +1,7 @@
 //! Images as the engine keeps them: a volume never loses the kernel it boots.
 
 use sistemo::Error;
+use sistemo_host::directory::Directory;
 use sistemo_testkit::{Action, Requirement, met};
 
 use crate::fixture::{House, MIB, plan};
@@ -58,4 +59,34 @@ fn deleting_an_image_keeps_the_kernel_that_a_volume_boots() {
     house.import_tiny(&engine, &[Action::PowerOff]);
     engine.delete_image(&tiny).unwrap();
     assert_eq!(kernels(), 0, "nothing boots them any more");
+}
+
+#[test]
+fn a_damaged_image_is_told_of_and_can_be_deleted() {
+    let house = House::new();
+    let engine = house.engine();
+    house.import_disk(&engine, MIB);
+    let images = Directory::open(&house.data_dir().join("images")).unwrap();
+    images.replace("broken.json", b"").unwrap();
+    house.notices();
+    let names: Vec<_> = engine
+        .images()
+        .unwrap()
+        .into_iter()
+        .map(|image| image.name)
+        .collect();
+    assert_eq!(names, ["disk".parse().unwrap()]);
+    let notices = house.notices();
+    assert!(
+        matches!(notices.as_slice(), [sistemo::Notice::DamagedImage { .. }]),
+        "{notices:?}"
+    );
+    assert!(
+        engine
+            .delete_image(&"broken".parse().unwrap())
+            .unwrap()
+            .is_none()
+    );
+    assert!(engine.image(&"broken".parse().unwrap()).is_err());
+    assert_eq!(engine.images().unwrap().len(), 1);
 }

@@ -12,6 +12,30 @@ use sistemo_host::program::Program;
 /// systemd takes an SSH key from the kernel command line.
 const DEFAULT_SUITE: &str = "bookworm";
 
+/// The releases before that one: bullseye has systemd 247, and the credential
+/// `ssh.authorized_keys.root` came with 252 (systemd.system-credentials(7)). Of the names that
+/// move on, `oldoldstable` has meant bullseye since trixie came out.
+const TOO_OLD: [&str; 18] = [
+    "buzz",
+    "rex",
+    "bo",
+    "hamm",
+    "slink",
+    "potato",
+    "woody",
+    "sarge",
+    "etch",
+    "lenny",
+    "squeeze",
+    "wheezy",
+    "jessie",
+    "stretch",
+    "buster",
+    "bullseye",
+    "oldoldstable",
+    "oldoldoldstable",
+];
+
 /// The keys that sign Debian's archive, at the same path on the host and, as apt depends on
 /// them, in the guest.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -35,7 +59,8 @@ struct Source {
     signed_by: Option<String>,
 }
 
-/// The release that is built where the user names none: the host's, where the host is Debian.
+/// The release that is built where the user names none: the host's, where the host is a Debian
+/// that is not too old.
 pub(super) fn default_suite() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     suite_of(&release).unwrap_or_else(|| DEFAULT_SUITE.to_owned())
@@ -50,7 +75,7 @@ fn suite_of(os_release: &str) -> Option<String> {
             .map(|(_, value)| value.trim_matches('"').to_owned())
     };
     if value("ID")? == "debian" {
-        value("VERSION_CODENAME").filter(|suite| is_suite(suite))
+        value("VERSION_CODENAME").filter(|suite| is_suite(suite) && !is_too_old(suite))
     } else {
         None
     }
@@ -62,6 +87,13 @@ pub(super) fn is_suite(text: &str) -> bool {
         && text
             .chars()
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
+/// Whether guests of a release are known not to take the SSH key that lets their owner in.
+pub(super) fn is_too_old(suite: &str) -> bool {
+    // Such as `bullseye-backports`.
+    let release = suite.split_once('-').map_or(suite, |(release, _)| release);
+    TOO_OLD.contains(&release)
 }
 
 impl HostSources {
@@ -366,7 +398,18 @@ deb file:/srv/debian bookworm main
         let debian = "ID=debian\nVERSION_CODENAME=trixie\n";
         assert_eq!(suite_of(debian), Some("trixie".to_owned()));
         assert_eq!(suite_of("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
+        assert_eq!(suite_of("ID=debian\nVERSION_CODENAME=bullseye\n"), None);
         assert!(is_suite("bookworm") && !is_suite("-x") && !is_suite("a b") && !is_suite(""));
+    }
+
+    #[test]
+    fn a_release_before_the_default_is_too_old() {
+        for suite in ["stretch", "buster", "bullseye", "bullseye-backports"] {
+            assert!(is_too_old(suite), "{suite}");
+        }
+        for suite in [DEFAULT_SUITE, "trixie", "oldstable", "stable", "sid"] {
+            assert!(!is_too_old(suite), "{suite}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub const DEBIAN: &str = "debian";
 pub struct BuildRequest {
     /// The image's name; an image that has it is replaced when the new one is whole.
     pub name: ImageName,
-    /// The release; the host's own, where it is Debian, if not given.
+    /// The release, bookworm or newer; if not given, the host's own, where it is such a Debian.
     pub suite: Option<String>,
     /// Packages to include beyond the usual ones.
     pub include: Vec<String>,
@@ -124,7 +124,7 @@ impl Images {
     /// or import removes.
     ///
     /// # Errors
-    /// Where the release or a package has no proper name, a program that is needed is missing
+    /// Where the release or a package has no proper name, the release is too old, a program that is needed is missing
     /// ([`Error::Program`] with [`ProgramError::NotInstalled`]), an ordinary user has no
     /// subordinate IDs, or the build fails; what was there before then stays.
     pub fn build_debian(
@@ -255,6 +255,11 @@ fn check(request: &BuildRequest) -> Result<()> {
             suite: suite.clone(),
         });
     }
+    if let Some(suite) = suite.as_ref().filter(|suite| mirror::is_too_old(suite)) {
+        return Err(Error::SuiteTooOld {
+            suite: suite.clone(),
+        });
+    }
     if let Some(package) = include.iter().find(|package| !is_package(package)) {
         return Err(Error::PackageName {
             name: package.clone(),
@@ -354,6 +359,11 @@ mod tests {
             let built = images.build_debian(&request(Some(suite), &[]), &mut silent);
             assert!(matches!(built, Err(Error::Suite { .. })), "{suite}");
         }
+        let built = images.build_debian(&request(Some("bullseye"), &[]), &mut silent);
+        assert_eq!(
+            built.unwrap_err().to_string(),
+            "Debian bullseye is too old: its systemd takes no SSH key from the kernel command line"
+        );
         assert_eq!(fs::read_dir(home.path().join("images")).unwrap().count(), 0);
     }
 
