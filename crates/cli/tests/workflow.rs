@@ -35,7 +35,7 @@ impl Sistemo {
 
     /// A directory whose name ssh, QEMU and a shell would all read as something else.
     fn data_dir(&self) -> PathBuf {
-        self.home.path().join(r#"da ta,é%h"q$HOME'"#)
+        self.home.path().join("da ta,é%h$HOME'")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

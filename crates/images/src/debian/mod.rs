@@ -210,7 +210,7 @@ impl Images {
         let work = work.path();
         guest::write_overlay(&work.join(OVERLAY))?;
         install(work, lock, &suite, include, progress)
-            .map_err(Error::program("build image", name))?;
+            .map_err(Error::program("install the system of image", name))?;
         let tree = work.join(TREE);
         guest::remove_identity(&tree)?;
         let found = assemble::inspect(name, &tree)?;
@@ -271,7 +271,7 @@ fn check(request: &BuildRequest) -> Result<()> {
         });
     }
     for program in ["mmdebstrap", "mkfs.ext4", "unshare"] {
-        Program::find(program).map_err(Error::program("build image", name))?;
+        Program::find(program).map_err(Error::program("prepare to build image", name))?;
     }
     Namespace::here().check(name.as_str())
 }

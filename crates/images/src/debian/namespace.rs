@@ -46,7 +46,7 @@ impl Namespace {
             return Ok(());
         }
         for program in ["newuidmap", "newgidmap"] {
-            Program::find(program).map_err(Error::program("build image", image))?;
+            Program::find(program).map_err(Error::program("prepare to build image", image))?;
         }
         let user = user_name();
         let uid = rustix::process::geteuid().as_raw().to_string();
