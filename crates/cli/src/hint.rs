@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::iter;
 
 use sistemo::settings::SettingsError;
-use sistemo::{Error, Kind};
+use sistemo::{ConfError, Error, Kind};
 
 use crate::failure::Failure;
 
@@ -79,7 +79,8 @@ fn engine_hint(error: &Error) -> Option<String> {
             format!("choose another name with --name NAME, or `sistemo image delete {name}`")
         }
         Error::NameTaken {
-            kind: Kind::Pool, ..
+            kind: Kind::Pool | Kind::Driver,
+            ..
         } => "choose another name".to_owned(),
         // A root cannot be detached; it is known by the name that deploy gave it.
         Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
@@ -118,6 +119,15 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::NotAnswering { machine, .. } | Error::Ssh { machine } => {
             format!("sistemo machine logs {machine}")
         }
+        Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
+        Error::PoolMisconfigured { .. } => list(Kind::Driver),
+        Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
+        Error::PoolNotEmpty { .. } => list(Kind::Volume),
+        Error::StorageConf(ConfError::NotWritable { file, .. }) => format!(
+            "run it as a user who may write {}, or let SISTEMO_STORAGE_CONF name a file of your own",
+            file.display()
+        ),
+        Error::StorageConf(ConfError::Changed { .. }) => "try again".to_owned(),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
         // A deploy that ended early has left no log behind.
         Error::EndedEarly { .. } | Error::Start { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
@@ -139,7 +149,8 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Settings(
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )
-        | Error::Pool { .. }
+        | Error::StorageConf(ConfError::Unreadable { .. } | ConfError::Fault(_))
+        | Error::PoolNeeded { .. }
         | Error::Image { .. }
         | Error::ImageStore(_)
         | Error::FilesystemProgram { .. }
@@ -154,7 +165,8 @@ fn list(kind: Kind) -> String {
         Kind::Volume => "sistemo volume list",
         Kind::Machine => "sistemo machine list",
         Kind::Image => "sistemo image list; `sistemo image build debian` makes one",
-        Kind::Pool => "the pool that always exists is `default`",
+        Kind::Pool => "sistemo pool list",
+        Kind::Driver => "sistemo pool drivers",
     }
     .to_owned()
 }

@@ -7,11 +7,13 @@ use sistemo_catalog::Catalogue;
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
 use sistemo_model::{Accelerator, Bytes};
+use sistemo_pools::{ConfiguredPool, FirstUse, Registry, StorageConf};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
 use crate::error::MonitorError;
-use crate::settings::Settings;
+use crate::pools::usable;
+use crate::settings::{Setting, Settings};
 
 /// Less room than this does not hold an image and a root volume made from it.
 const ROOM_FOR_A_DEPLOY: Bytes = Bytes::from_mib(1024);
@@ -90,6 +92,7 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     let data_dir = settings.data_dir.value.as_path();
     let mut checks = vec![check_data_directory(data_dir), check_catalogue(data_dir)];
     checks.push(check_space(data_dir));
+    checks.push(check_pools(settings));
     checks.extend(check_vmm());
     checks.push(check_program(
         "mkfs.ext4",
@@ -207,6 +210,83 @@ fn check_space(data_dir: &Path) -> Check {
             }
         }
     }
+}
+
+/// Looks at the pools as far as that can be done from outside: what is configured, and whether the
+/// disks of those that were used are there.
+fn check_pools(settings: &Settings) -> Check {
+    const NAME: &str = "pools";
+    let registry = Registry::built_in();
+    let conf = match StorageConf::load(&settings.surroundings(), &registry) {
+        Ok(conf) => conf,
+        Err(error) => {
+            return Check::failed(
+                NAME,
+                MonitorError::texts(&error).join(": "),
+                "mend that file",
+            );
+        }
+    };
+    let default = &settings.default_pool;
+    let mut wrong = Vec::new();
+    if conf.pool(&default.value).is_none() {
+        let Setting { value, origin } = default;
+        wrong.push(format!(
+            "the `default_pool` {value} from {origin} does not exist"
+        ));
+    }
+    let mut default_works = wrong.is_empty();
+    let catalogue = catalogue(&settings.data_dir.value);
+    for pool in conf.pools() {
+        if let Err(reason) = check_pool(settings, &registry, &conf, pool, catalogue.as_ref()) {
+            default_works &= pool.title != default.value.as_str();
+            wrong.push(format!("{}: {reason}", pool.title));
+        }
+    }
+    let advice = "mount the disk that is missing, or mend storage.conf; `sistemo pool list`";
+    if !default_works {
+        Check::failed(NAME, wrong.join("; "), advice)
+    } else if !wrong.is_empty() {
+        Check::warning(NAME, wrong.join("; "), advice)
+    } else {
+        let titles: Vec<_> = conf
+            .pools()
+            .iter()
+            .map(|pool| pool.title.as_str())
+            .collect();
+        Check::ok(NAME, titles.join(", "))
+    }
+}
+
+fn check_pool(
+    settings: &Settings,
+    registry: &Registry,
+    conf: &StorageConf,
+    pool: &ConfiguredPool,
+    catalogue: Option<&Catalogue>,
+) -> Result<(), String> {
+    let shown = |error: &dyn std::error::Error| MonitorError::texts(error).join(": ");
+    let config = pool.config.as_ref().map_err(|fault| shown(fault))?;
+    let known = catalogue.and_then(|c| c.read(|session| session.known_pools()).ok());
+    let known = known.unwrap_or_default();
+    let config = usable(conf, &known, &config.name, &settings.data_dir.value)
+        .map_err(|error| shown(&error))?;
+    match catalogue {
+        Some(catalogue) if known.iter().any(|known| known.name == config.name) => registry
+            .open(&config, catalogue.id(), FirstUse::Known)
+            .and_then(|pool| pool.probe())
+            .map_err(|error| shown(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// The catalogue, where there is one that can be used.
+fn catalogue(data_dir: &Path) -> Option<Catalogue> {
+    let there = Directory::open(data_dir).and_then(|directory| directory.contains("sistemo.db"));
+    there
+        .unwrap_or(false)
+        .then(|| Catalogue::open(data_dir).ok())
+        .flatten()
 }
 
 fn check_vmm() -> Vec<Check> {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 use sistemo_catalog::{CatalogError, Holding, Intent, IntentId, LockSet};
@@ -16,6 +17,7 @@ use sistemo_pools::{Description, Flaw, Location, Pool, PoolError};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::filesystems;
+use crate::pools::expect_known;
 use crate::reporter::Notice;
 
 /// A volume to be made.
@@ -127,21 +129,20 @@ impl Engine {
                 asked: new.size,
             });
         }
-        let pool = new
-            .pool
-            .unwrap_or_else(|| self.settings.default_pool.value.clone());
-        self.pool(&pool)?;
+        let asked = new.pool;
+        let pool = self.pool_for(asked.as_ref())?;
         let id = VolumeId::random();
         let now = Timestamp::now();
         let held = self.hold_volumes(&[id])?;
         let (volume, intent) = self.catalogue.write(|session| {
+            expect_known(session, &pool)?;
             let mut volume = Volume {
                 id,
                 // Where none was given, the first of those made up from the ID.
                 name: new.name.clone().map_or_else(|| made_up_name(id, 8), Ok)?,
                 size: new.size,
                 role: Role::Data,
-                pool,
+                pool: pool.clone(),
                 filesystem: new.filesystem,
                 boot: None,
                 lifecycle: Lifecycle::Creating,
@@ -237,11 +238,16 @@ impl Engine {
             .iter()
             .map(|holding| (holding.attachment.volume, holding))
             .collect();
+        // Each pool is asked for once: one that is not available fails for every volume alike.
+        let mut pools = HashMap::new();
         Ok(volumes
             .iter()
             .map(|volume| {
                 let holder = holders.get(&volume.id).copied();
-                self.view_volume(volume, holder, busy.contains(&volume.id))
+                let pool = pools
+                    .entry(&volume.pool)
+                    .or_insert_with(|| self.pool_or_reason(&volume.pool));
+                view_volume(volume, pool, holder, busy.contains(&volume.id))
             })
             .collect())
     }
@@ -260,51 +266,13 @@ impl Engine {
                 .any(|(_, i)| i.volumes().contains(&volume.id));
             Ok::<_, Error>((volume, holder, busy))
         })?;
-        Ok(self.view_volume(&volume, holder.as_ref(), busy))
+        let pool = self.pool_or_reason(&volume.pool);
+        Ok(view_volume(&volume, &pool, holder.as_ref(), busy))
     }
 
-    fn view_volume(&self, volume: &Volume, holder: Option<&Holding>, busy: bool) -> VolumeView {
-        let pool = self.pool(&volume.pool);
-        let facts = pool.as_ref().map_err(shown_with_causes).and_then(|pool| {
-            pool.facts(volume.id)
-                .map_err(|error| shown_with_causes(&error))
-        });
-        let reason = match &facts {
-            Err(reason) => Some(reason.clone()),
-            // While an operation on it is under way, its record and its file may differ.
-            Ok(facts) if facts.size != volume.size && !busy => Some(format!(
-                "its file has {} bytes, not the recorded {}",
-                facts.size.get(),
-                volume.size.get()
-            )),
-            Ok(_) => None,
-        };
-        let status = match (&reason, holder) {
-            (Some(_), _) => VolumeStatus::Error,
-            (None, Some(_)) => VolumeStatus::Attached,
-            (None, None) => VolumeStatus::Available,
-        };
-        let facts = facts.ok();
-        VolumeView {
-            id: volume.id,
-            name: volume.name.clone(),
-            size_bytes: volume.size.get(),
-            size_mb: volume.size.mib(),
-            used_bytes: facts.as_ref().map(|facts| facts.used.get()),
-            status,
-            reason,
-            role: volume.role,
-            pool: volume.pool.clone(),
-            driver: pool.ok().map(|pool| pool.driver().to_owned()),
-            format: facts.as_ref().map(|facts| facts.format.to_string()),
-            fs: volume.filesystem,
-            path: facts.map(|facts| facts.path),
-            machine_id: holder.map(|holder| holder.attachment.machine),
-            attached_to: holder.map(|holder| holder.machine_name.clone()),
-            device: holder.map(|holder| holder.attachment.device()),
-            created: volume.created,
-            modified: volume.modified,
-        }
+    /// The pool of a volume, or the words for why it cannot be used.
+    fn pool_or_reason(&self, pool: &PoolName) -> Result<Arc<dyn Pool>, String> {
+        self.pool(pool).map_err(|error| shown_with_causes(&error))
     }
 
     /// Grows a volume; its machine, if it has one, must be stopped. With
@@ -396,10 +364,11 @@ impl Engine {
     /// Gives a volume another name; its machine, if it has one, must be stopped.
     ///
     /// # Errors
-    /// Where the name is taken or the volume's machine is active.
+    /// Where the name is taken, the volume's machine is active, or its pool cannot be used.
     pub fn rename_volume(&self, reference: &Reference, name: VolumeName) -> Result<VolumeView> {
         let held = self.hold_idle_volume(reference, "rename")?;
         let id = held.volume.id;
+        self.pool(&held.volume.pool)?;
         let intent = self.catalogue.write(|session| {
             session.rename_volume(id, &name)?;
             Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
@@ -428,23 +397,25 @@ impl Engine {
     /// The volume, where a delete of it would be accepted.
     ///
     /// # Errors
-    /// Where it does not exist or is attached.
+    /// Where it does not exist or is attached, or its pool cannot be used.
     pub fn check_volume_deletable(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.volume(reference)?;
-        match &view.attached_to {
-            Some(machine) => Err(Error::VolumeAttached {
+        if let Some(machine) = view.attached_to {
+            return Err(Error::VolumeAttached {
                 volume: view.name,
-                machine: machine.clone(),
-            }),
-            None => Ok(view),
+                machine,
+            });
         }
+        // Later would be too late: what is marked as deleted goes when its disk is back.
+        self.pool(&view.pool)?;
+        Ok(view)
     }
 
     /// Deletes a volume and all it holds; returns it as it was. After a crash in the middle the
     /// next operation finishes it.
     ///
     /// # Errors
-    /// Where it is attached; then nothing has changed.
+    /// Where it is attached or its pool cannot be used; then nothing has changed.
     pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.check_volume_deletable(reference)?;
         let _held = self.hold_volumes(&[view.id])?;
@@ -523,6 +494,54 @@ impl Engine {
     }
 }
 
+fn view_volume(
+    volume: &Volume,
+    pool: &Result<Arc<dyn Pool>, String>,
+    holder: Option<&Holding>,
+    busy: bool,
+) -> VolumeView {
+    let facts = pool.as_ref().map_err(String::clone).and_then(|pool| {
+        pool.facts(volume.id)
+            .map_err(|error| shown_with_causes(&error))
+    });
+    let reason = match &facts {
+        Err(reason) => Some(reason.clone()),
+        // While an operation on it is under way, its record and its file may differ.
+        Ok(facts) if facts.size != volume.size && !busy => Some(format!(
+            "its file has {} bytes, not the recorded {}",
+            facts.size.get(),
+            volume.size.get()
+        )),
+        Ok(_) => None,
+    };
+    let status = match (&reason, holder) {
+        (Some(_), _) => VolumeStatus::Error,
+        (None, Some(_)) => VolumeStatus::Attached,
+        (None, None) => VolumeStatus::Available,
+    };
+    let facts = facts.ok();
+    VolumeView {
+        id: volume.id,
+        name: volume.name.clone(),
+        size_bytes: volume.size.get(),
+        size_mb: volume.size.mib(),
+        used_bytes: facts.as_ref().map(|facts| facts.used.get()),
+        status,
+        reason,
+        role: volume.role,
+        pool: volume.pool.clone(),
+        driver: pool.as_ref().ok().map(|pool| pool.driver().to_owned()),
+        format: facts.as_ref().map(|facts| facts.format.to_string()),
+        fs: volume.filesystem,
+        path: facts.map(|facts| facts.path),
+        machine_id: holder.map(|holder| holder.attachment.machine),
+        attached_to: holder.map(|holder| holder.machine_name.clone()),
+        device: holder.map(|holder| holder.attachment.device()),
+        created: volume.created,
+        modified: volume.modified,
+    }
+}
+
 /// A volume that no machine uses and nobody else works on.
 struct IdleVolume {
     volume: Volume,
@@ -595,6 +614,6 @@ fn made_up_name(id: VolumeId, digits: usize) -> Result<VolumeName> {
         .ok_or_else(taken)
 }
 
-fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
+pub(crate) fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
     crate::error::MonitorError::texts(error).join(": ")
 }

@@ -66,9 +66,13 @@ impl Engine {
     /// leaves it stopped and whole, or the next operation finishes it.
     ///
     /// # Errors
-    /// Where it cannot be stopped; then nothing else has changed.
+    /// Where it cannot be stopped, or the pool of the root volume that goes with it cannot be
+    /// used; then nothing else has changed.
     pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
+        if let Some(root) = self.deletion(reference, storage)?.removes {
+            self.pool(&root.pool)?;
+        }
         let timeout = self.settings.stop_timeout.value;
         let _ = self.bring_to_stop(&machine, StopRequest::Graceful { timeout })?;
         let volumes: Vec<VolumeId> = self

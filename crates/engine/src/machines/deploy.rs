@@ -18,6 +18,7 @@ use super::run::{Wait, check_free, free_port};
 use super::{MachineView, StopRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
+use crate::pools::expect_known;
 use crate::reporter::Notice;
 use crate::volumes::{Content, held_lock};
 
@@ -97,7 +98,9 @@ impl Engine {
             VmmChoice::Auto | VmmChoice::Qemu => VmmKind::Qemu,
         };
         check_exposures(&new.expose, new.start)?;
-        self.pool(self.pool_of(new))?;
+        if !matches!(new.source, DeploySource::Volume(_)) {
+            self.pool_for(new.pool.as_ref())?;
+        }
         let data = self.resolve_data_volumes(new)?;
         let mut slow = None;
         if new.start != StartMode::Created {
@@ -361,6 +364,7 @@ impl Engine {
             };
             session.insert_machine(&machine)?;
             if let Some(volume) = &made {
+                expect_known(session, &volume.pool)?;
                 session.insert_volume(volume)?;
             }
             let ids = std::iter::once(root_id).chain(data.iter().map(|volume| volume.id));

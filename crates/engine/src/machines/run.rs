@@ -21,6 +21,7 @@ use super::{LOOPBACK, MachineView};
 use crate::engine::Engine;
 use crate::error::{Error, MonitorError, Result};
 use crate::reporter::Notice;
+use crate::settings::STORAGE_CONF;
 
 /// What the monitor writes to; the reason for a start that failed is in it too.
 pub(super) const MONITOR_LOG: &str = "monitor.log";
@@ -160,7 +161,12 @@ impl Engine {
             .try_clone_to_owned()
             .map_err(|error| fail(error.to_string()))?;
         let command = &self.caller.monitor;
-        let mut monitor = Program::at(&command.program)
+        let mut monitor = Program::at(&command.program);
+        if let Some(file) = &self.settings.storage_conf.value {
+            // As an absolute path, which the user's own need not be.
+            monitor = monitor.env(STORAGE_CONF, file);
+        }
+        let mut monitor = monitor
             .args(&command.arguments)
             .arg(machine.id.to_string())
             .current_dir(&runtime)
