@@ -33,6 +33,8 @@ pub enum Lockable {
     Monitor(MachineId),
     /// An image's name, while an image is built, imported or deleted under it.
     Image(ImageName),
+    /// The product's SSH key, while it is made.
+    SshKey,
     /// Which pools there are, while that is changed, or a pool is used for the first time.
     Pools,
 }
@@ -45,6 +47,7 @@ impl Lockable {
             Lockable::Run(id) => format!("machine-{id}.run"),
             Lockable::Monitor(id) => format!("machine-{id}.monitor"),
             Lockable::Image(name) => format!("image-{name}.lock"),
+            Lockable::SshKey => "ssh-key.lock".to_owned(),
             Lockable::Pools => "pools.lock".to_owned(),
         }
     }
@@ -58,6 +61,7 @@ impl fmt::Display for Lockable {
             Lockable::Run(id) => write!(f, "the life of machine {id}"),
             Lockable::Monitor(id) => write!(f, "the monitor of machine {id}"),
             Lockable::Image(name) => write!(f, "image {name}"),
+            Lockable::SshKey => f.write_str("the SSH key"),
             Lockable::Pools => f.write_str("the list of pools"),
         }
     }

@@ -1,35 +1,10 @@
 //! What to type next after a failure.
 
-use std::error::Error as StdError;
-use std::iter;
-
+use sistemo::doctor::package_of;
 use sistemo::settings::SettingsError;
-use sistemo::{ConfError, Error, Kind};
+use sistemo::{ConfError, Error, Kind, causes};
 
 use crate::failure::Failure;
-
-/// The Debian package that holds a program.
-const PACKAGES: [(&str, &str); 19] = [
-    ("btrfs", "btrfs-progs"),
-    ("dpkg-deb", "dpkg"),
-    ("e2fsck", "e2fsprogs"),
-    ("fakeroot", "fakeroot"),
-    ("mke2fs", "e2fsprogs"),
-    ("mkfs.btrfs", "btrfs-progs"),
-    ("mkfs.ext4", "e2fsprogs"),
-    ("mkfs.xfs", "xfsprogs"),
-    ("mmdebstrap", "mmdebstrap"),
-    ("newgidmap", "uidmap"),
-    ("newuidmap", "uidmap"),
-    ("qemu-img", "qemu-utils"),
-    ("qemu-storage-daemon", "qemu-system-common"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("resize2fs", "e2fsprogs"),
-    ("ssh", "openssh-client"),
-    ("ssh-keygen", "openssh-client"),
-    ("tar", "tar"),
-    ("xfs_repair", "xfsprogs"),
-];
 
 /// What to type next, where there is something.
 pub(crate) fn hint(failure: &Failure) -> Option<String> {
@@ -53,12 +28,9 @@ pub(crate) fn hint(failure: &Failure) -> Option<String> {
 /// A cause that is a missing program is known by its text: what a machine's monitor tells
 /// arrives from another process, as text only.
 fn missing_program(error: &Error) -> Option<String> {
-    let first: &(dyn StdError + 'static) = error;
-    iter::successors(Some(first), |&error| error.source()).find_map(|cause| {
-        let text = cause.to_string();
+    causes(error).iter().find_map(|text| {
         let program = text.strip_suffix(" is not installed")?;
-        let (_, package) = PACKAGES.iter().find(|(name, _)| *name == program)?;
-        Some(format!("sudo apt install {package}"))
+        Some(format!("sudo apt install {}", package_of(program)?))
     })
 }
 
@@ -71,12 +43,12 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::NameTaken {
             kind: Kind::Machine | Kind::Volume,
             ..
-        } => "choose another name with --name NAME, or delete or rename the other".to_owned(),
+        } => "choose another name, or delete or rename the other".to_owned(),
         Error::NameTaken {
             kind: Kind::Image,
             name,
         } => {
-            format!("choose another name with --name NAME, or `sistemo image delete {name}`")
+            format!("choose another name, or `sistemo image delete {name}`")
         }
         Error::NameTaken {
             kind: Kind::Pool | Kind::Driver,
@@ -112,33 +84,34 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::StorageTooSmall { needed, .. } => {
             format!("--storage {}M", needed.get().div_ceil(1 << 20))
         }
-        Error::MemoryOutOfRange { .. } => "--memory 512M suits most guests".to_owned(),
+        Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
         Error::PortUnavailable { .. } => {
-            "choose another host port with --expose HOST:GUEST".to_owned()
+            "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
+                .to_owned()
         }
-        Error::NotAnswering { machine, .. } | Error::Ssh { machine } => {
+        Error::NotAnswering { machine, .. }
+        | Error::EndedEarly { machine, .. }
+        | Error::Ssh { machine } => {
             format!("sistemo machine logs {machine}")
         }
         Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
         Error::PoolMisconfigured { .. } => list(Kind::Driver),
         Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
         Error::PoolNotEmpty { .. } => list(Kind::Volume),
-        Error::StorageConf(ConfError::NotWritable { file, .. }) => format!(
-            "run it as a user who may write {}, or let SISTEMO_STORAGE_CONF name a file of your own",
-            file.display()
-        ),
-        Error::StorageConf(ConfError::Changed { .. }) => "try again".to_owned(),
+        Error::StorageConf(error) => return storage_conf_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
-        // A deploy that ended early has left no log behind.
-        Error::EndedEarly { .. } | Error::Start { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
+        Error::Start { .. } | Error::Boot { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
             "sistemo doctor".to_owned()
         }
+        Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
+        Error::Overtaken(_) => "look again, and try again".to_owned(),
         Error::ImageFile { .. } => {
             "sistemo image import FILE --name NAME --format raw|qcow2".to_owned()
         }
         Error::DataDirectory { .. } => {
             "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
         }
+        Error::DataFile(_) => "make room there, or make it writable".to_owned(),
         Error::NewerVersion { .. } => {
             "use that version of Sistemo, or another directory with --data-dir DIR".to_owned()
         }
@@ -146,10 +119,12 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Settings(SettingsError::UnknownKey { known, .. }) => {
             format!("the settings are {}", known.join(", "))
         }
+        Error::Image {
+            action: "build", ..
+        } => "sistemo doctor".to_owned(),
         Error::Settings(
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )
-        | Error::StorageConf(ConfError::Unreadable { .. } | ConfError::Fault(_))
         | Error::PoolNeeded { .. }
         | Error::Image { .. }
         | Error::ImageStore(_)
@@ -158,6 +133,17 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Catalogue(_)
         | Error::File { .. } => return None,
     })
+}
+
+fn storage_conf_hint(error: &ConfError) -> Option<String> {
+    match error {
+        ConfError::NotWritable { file, .. } => Some(format!(
+            "run it as a user who may write {}, or let SISTEMO_STORAGE_CONF name a file of your own",
+            file.display()
+        )),
+        ConfError::Changed { .. } => Some("try again".to_owned()),
+        ConfError::Unreadable { .. } | ConfError::Fault(_) => None,
+    }
 }
 
 fn list(kind: Kind) -> String {
@@ -200,10 +186,5 @@ mod tests {
             source,
         };
         assert_eq!(hint(&Failure::from(error)), None);
-    }
-
-    #[test]
-    fn the_package_table_is_in_order_and_names_each_program_once() {
-        assert!(PACKAGES.is_sorted_by(|one, next| one.0 < next.0));
     }
 }

@@ -91,7 +91,12 @@ impl Session {
             source,
         })?;
         let data_dir = settings.data_dir.value.clone();
-        let arguments = vec!["--data-dir".into(), data_dir.into(), "monitor".into()];
+        let arguments = vec![
+            "-v".into(),
+            "--data-dir".into(),
+            data_dir.into(),
+            "monitor".into(),
+        ];
         let caller = Caller {
             purpose: self.purpose.clone(),
             monitor: MonitorCommand { program, arguments },

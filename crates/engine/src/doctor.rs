@@ -1,17 +1,18 @@
 //! Whether a deploy would work on this host, and what to do where it would not.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
-use sistemo_catalog::Catalogue;
+use sistemo_catalog::{CatalogError, Catalogue, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
-use sistemo_model::{Accelerator, Bytes};
-use sistemo_pools::{ConfiguredPool, FirstUse, Registry, StorageConf};
+use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Volume, VolumeId};
+use sistemo_pools::{ConfiguredPool, FirstUse, Found, Pool, Registry, StorageConf, marker};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
-use crate::error::MonitorError;
+use crate::error::causes;
 use crate::pools::usable;
 use crate::settings::{Setting, Settings};
 
@@ -19,6 +20,60 @@ use crate::settings::{Setting, Settings};
 const ROOM_FOR_A_DEPLOY: Bytes = Bytes::from_mib(1024);
 /// A root volume of the default size can fill up to this.
 const COMFORTABLE_ROOM: Bytes = Bytes::from_mib(5 * 1024);
+
+/// A program that is started, the Debian package it is in, what for, and what its absence means.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+    purpose: &'static str,
+    if_missing: Verdict,
+}
+
+const fn needed(program: &'static str, package: &'static str, purpose: &'static str) -> Needed {
+    Needed {
+        program,
+        package,
+        purpose,
+        if_missing: Verdict::Failed,
+    }
+}
+
+const fn useful(program: &'static str, package: &'static str, purpose: &'static str) -> Needed {
+    Needed {
+        program,
+        package,
+        purpose,
+        if_missing: Verdict::Warning,
+    }
+}
+
+const NEEDED: [Needed; 12] = [
+    needed("mkfs.ext4", "e2fsprogs", "making volumes"),
+    needed("ssh", "openssh-client", "reaching machines"),
+    needed("ssh-keygen", "openssh-client", "the SSH key"),
+    needed("mmdebstrap", "mmdebstrap", "building images"),
+    needed("unshare", "util-linux", "building images"),
+    useful("qemu-img", "qemu-utils", "importing qcow2 files"),
+    useful("e2fsck", "e2fsprogs", "growing filesystems"),
+    useful("resize2fs", "e2fsprogs", "growing filesystems"),
+    useful("mkfs.xfs", "xfsprogs", "XFS volumes"),
+    useful("mkfs.btrfs", "btrfs-progs", "btrfs volumes"),
+    // Only an ordinary user's build needs these, which has a check of its own.
+    useful("newuidmap", "uidmap", "building images as an ordinary user"),
+    useful("newgidmap", "uidmap", "building images as an ordinary user"),
+];
+
+const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+
+/// The Debian package that a program which this product starts is in.
+#[must_use]
+pub fn package_of(program: &str) -> Option<&'static str> {
+    let others = NEEDED.iter().map(|needed| (needed.program, needed.package));
+    others
+        .chain([QEMU])
+        .find(|(name, _)| *name == program)
+        .map(|(_, package)| package)
+}
 
 /// Something that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -92,57 +147,10 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     let data_dir = settings.data_dir.value.as_path();
     let mut checks = vec![check_data_directory(data_dir), check_catalogue(data_dir)];
     checks.push(check_space(data_dir));
-    checks.push(check_pools(settings));
+    checks.extend(check_pools(settings));
     checks.extend(check_vmm());
-    checks.push(check_program(
-        "mkfs.ext4",
-        "making volumes",
-        "e2fsprogs",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "ssh",
-        "reaching machines",
-        "openssh-client",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "ssh-keygen",
-        "the SSH key",
-        "openssh-client",
-        Verdict::Failed,
-    ));
-    checks.push(check_program(
-        "mmdebstrap",
-        "building images",
-        "mmdebstrap",
-        Verdict::Failed,
-    ));
+    checks.extend(NEEDED.iter().map(check_program));
     checks.push(check_subordinate_ids());
-    checks.push(check_program(
-        "qemu-img",
-        "importing qcow2 files",
-        "qemu-utils",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "resize2fs",
-        "growing filesystems",
-        "e2fsprogs",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "mkfs.xfs",
-        "XFS volumes",
-        "xfsprogs",
-        Verdict::Warning,
-    ));
-    checks.push(check_program(
-        "mkfs.btrfs",
-        "btrfs volumes",
-        "btrfs-progs",
-        Verdict::Warning,
-    ));
     checks
 }
 
@@ -188,7 +196,13 @@ fn check_catalogue(data_dir: &Path) -> Check {
     match Catalogue::open(data_dir).and_then(|catalogue| catalogue.check()) {
         Ok(findings) if findings.is_empty() => Check::ok(NAME, "no damage found"),
         Ok(findings) => Check::failed(NAME, findings.join("; "), advice),
-        Err(error) => Check::failed(NAME, MonitorError::texts(&error).join(": "), advice),
+        Err(error) => {
+            let advice = match error {
+                CatalogError::Newer { .. } => "use the version of Sistemo that last used it",
+                _ => advice,
+            };
+            Check::failed(NAME, causes(&error).join(": "), advice)
+        }
     }
 }
 
@@ -212,50 +226,73 @@ fn check_space(data_dir: &Path) -> Check {
     }
 }
 
-/// Looks at the pools as far as that can be done from outside: what is configured, and whether the
-/// disks of those that were used are there.
-fn check_pools(settings: &Settings) -> Check {
-    const NAME: &str = "pools";
+const POOL: &str = "pool";
+const MEND: &str = "mend storage.conf; `sistemo pool list`";
+
+/// What the catalogue knows of pools and their volumes.
+struct Records {
+    catalogue: CatalogueId,
+    pools: Vec<KnownPool>,
+    volumes: Vec<Volume>,
+}
+
+impl Records {
+    /// Reads them; `None` where there is no catalogue yet.
+    fn read(data_dir: &Path) -> Result<Option<Records>, CatalogError> {
+        if !data_dir.join("sistemo.db").exists() {
+            return Ok(None);
+        }
+        let catalogue = Catalogue::open(data_dir)?;
+        let id = catalogue.id();
+        catalogue.read(|session| {
+            Ok(Some(Records {
+                catalogue: id,
+                pools: session.known_pools()?,
+                volumes: session.all_volumes()?,
+            }))
+        })
+    }
+
+    fn volumes_in(&self, pool: &PoolName) -> Vec<&Volume> {
+        let volumes = self.volumes.iter();
+        volumes.filter(|volume| volume.pool == *pool).collect()
+    }
+}
+
+/// Looks at each pool: whether it can be used now, and whether what is in it is what the
+/// catalogue knows. A catalogue that cannot be read has its own check.
+fn check_pools(settings: &Settings) -> Vec<Check> {
     let registry = Registry::built_in();
     let conf = match StorageConf::load(&settings.surroundings(), &registry) {
         Ok(conf) => conf,
         Err(error) => {
-            return Check::failed(
-                NAME,
-                MonitorError::texts(&error).join(": "),
-                "mend that file",
-            );
+            let found = causes(&error).join(": ");
+            return vec![Check::failed(POOL, found, "mend that file")];
         }
     };
-    let default = &settings.default_pool;
-    let mut wrong = Vec::new();
-    if conf.pool(&default.value).is_none() {
-        let Setting { value, origin } = default;
-        wrong.push(format!(
-            "the `default_pool` {value} from {origin} does not exist"
+    let mut checks = Vec::new();
+    let Setting { value, origin } = &settings.default_pool;
+    if conf.pool(value).is_none() {
+        let found = format!("{value}, the `default_pool` from {origin}, does not exist");
+        checks.push(Check::failed(
+            POOL,
+            found,
+            "choose one of `sistemo pool list`",
         ));
     }
-    let mut default_works = wrong.is_empty();
-    let catalogue = catalogue(&settings.data_dir.value);
-    for pool in conf.pools() {
-        if let Err(reason) = check_pool(settings, &registry, &conf, pool, catalogue.as_ref()) {
-            default_works &= pool.title != default.value.as_str();
-            wrong.push(format!("{}: {reason}", pool.title));
-        }
-    }
-    let advice = "mount the disk that is missing, or mend storage.conf; `sistemo pool list`";
-    if !default_works {
-        Check::failed(NAME, wrong.join("; "), advice)
-    } else if !wrong.is_empty() {
-        Check::warning(NAME, wrong.join("; "), advice)
-    } else {
-        let titles: Vec<_> = conf
-            .pools()
+    let Ok(records) = Records::read(&settings.data_dir.value) else {
+        return checks;
+    };
+    let configured = conf.pools().iter();
+    checks.extend(
+        configured.map(|pool| check_pool(settings, &registry, &conf, pool, records.as_ref())),
+    );
+    checks.extend(
+        records
             .iter()
-            .map(|pool| pool.title.as_str())
-            .collect();
-        Check::ok(NAME, titles.join(", "))
-    }
+            .flat_map(|records| lost_pools(&conf, records)),
+    );
+    checks
 }
 
 fn check_pool(
@@ -263,41 +300,116 @@ fn check_pool(
     registry: &Registry,
     conf: &StorageConf,
     pool: &ConfiguredPool,
-    catalogue: Option<&Catalogue>,
-) -> Result<(), String> {
-    let shown = |error: &dyn std::error::Error| MonitorError::texts(error).join(": ");
-    let config = pool.config.as_ref().map_err(|fault| shown(fault))?;
-    let known = catalogue.and_then(|c| c.read(|session| session.known_pools()).ok());
-    let known = known.unwrap_or_default();
-    let config = usable(conf, &known, &config.name, &settings.data_dir.value)
-        .map_err(|error| shown(&error))?;
-    match catalogue {
-        Some(catalogue) if known.iter().any(|known| known.name == config.name) => registry
-            .open(&config, catalogue.id(), FirstUse::Known)
-            .and_then(|pool| pool.probe())
-            .map_err(|error| shown(&error)),
-        _ => Ok(()),
+    records: Option<&Records>,
+) -> Check {
+    let title = &pool.title;
+    let unusable = |error: &(dyn std::error::Error + 'static), advice: String| {
+        let found = format!("{title}: {}", causes(error).join(": "));
+        if *title == *settings.default_pool.value.as_str() {
+            Check::failed(POOL, found, advice)
+        } else {
+            Check::warning(POOL, found, advice)
+        }
+    };
+    let name = match &pool.config {
+        Ok(config) => &config.name,
+        Err(fault) => return unusable(fault, MEND.to_owned()),
+    };
+    let known = records.map_or(&[][..], |records| &records.pools);
+    let config = match usable(conf, known, name, &settings.data_dir.value) {
+        Ok(config) => config,
+        Err(error) => return unusable(&error, MEND.to_owned()),
+    };
+    let used = records.filter(|_| known.iter().any(|known| known.name == *name));
+    let Some(records) = used else {
+        let checked = match (&config.directory, records) {
+            (Some(place), Some(records)) => marker::check_first_use(place, name, records.catalogue),
+            _ => Ok(()),
+        };
+        return match checked {
+            Ok(()) => Check::ok(POOL, format!("{title}: not used yet")),
+            Err(error) => unusable(&error, MEND.to_owned()),
+        };
+    };
+    let opened = registry.open(&config, records.catalogue, FirstUse::Known);
+    let found = opened.and_then(|pool| {
+        pool.probe()?;
+        Ok((pool.usage()?, pool.list()?, pool))
+    });
+    match found {
+        Ok((usage, content, pool)) => {
+            let free = Bytes::new(usage.free);
+            compare(pool.as_ref(), free, content, &records.volumes_in(name))
+        }
+        Err(error) => {
+            let place = config.directory.as_deref().unwrap_or(Path::new("it"));
+            let advice = format!("mount the disk that belongs to {}", place.display());
+            unusable(&error, advice)
+        }
     }
 }
 
-/// The catalogue, where there is one that can be used.
-fn catalogue(data_dir: &Path) -> Option<Catalogue> {
-    let there = Directory::open(data_dir).and_then(|directory| directory.contains("sistemo.db"));
-    there
-        .unwrap_or(false)
-        .then(|| Catalogue::open(data_dir).ok())
-        .flatten()
+/// Compares what is in a pool with what is recorded in it.
+fn compare(pool: &dyn Pool, free: Bytes, content: Vec<Found>, recorded: &[&Volume]) -> Check {
+    let name = pool.name();
+    let mut there = BTreeSet::new();
+    let mut odd = Vec::new();
+    for found in content {
+        match found {
+            Found::Volume { description, .. } => drop(there.insert(description.id)),
+            // One that is being made; where its maker is gone, the next command removes it.
+            Found::Draft { .. } => {}
+            Found::Undescribed { id, .. }
+            | Found::Orphan { id, .. }
+            | Found::Damaged { id, .. } => {
+                odd.push(format!("{id} is not whole"));
+            }
+            Found::Stray { name } => odd.push(format!("{name} is nothing of ours")),
+        }
+    }
+    let known: BTreeSet<VolumeId> = recorded.iter().map(|volume| volume.id).collect();
+    odd.extend(
+        there
+            .difference(&known)
+            .map(|id| format!("{id} is not in the catalogue")),
+    );
+    // One that is being made or deleted may or may not be there.
+    let whole = recorded
+        .iter()
+        .filter(|volume| volume.lifecycle == Lifecycle::Ready);
+    let missing = whole.filter(|volume| !there.contains(&volume.id));
+    odd.extend(missing.map(|volume| format!("{} ({}) is missing", volume.name, volume.id)));
+    if odd.is_empty() {
+        return Check::ok(
+            POOL,
+            format!("{name}: {} volumes, {free} free", there.len()),
+        );
+    }
+    let advice = format!("look into {}", pool.directory().display());
+    Check::warning(POOL, format!("{name}: {}", odd.join("; ")), advice)
+}
+
+/// The pools that volumes are recorded in and that are not configured.
+fn lost_pools(conf: &StorageConf, records: &Records) -> Vec<Check> {
+    let named: BTreeSet<_> = records.volumes.iter().map(|volume| &volume.pool).collect();
+    let lost = named.into_iter().filter(|name| conf.pool(name).is_none());
+    lost.map(|name| {
+        let found =
+            format!("{name}: it holds volumes, and no section of storage.conf describes it");
+        let advice = format!("add it again where it was: `sistemo pool add {name}`");
+        Check::warning(POOL, found, advice)
+    })
+    .collect()
 }
 
 fn check_vmm() -> Vec<Check> {
     match Qemu::new().probe() {
         Err(error) => {
-            let found = MonitorError::texts(&error).join(": ");
-            vec![Check::failed(
-                "QEMU",
-                found,
-                "sudo apt install qemu-system-x86",
-            )]
+            let found = causes(&error).join(": ");
+            {
+                let advice = format!("sudo apt install {}", QEMU.1);
+                vec![Check::failed("QEMU", found, advice)]
+            }
         }
         Ok(probe) => {
             let accelerator = match probe.accelerator {
@@ -316,16 +428,20 @@ fn check_vmm() -> Vec<Check> {
     }
 }
 
-fn check_program(name: &'static str, purpose: &str, package: &str, if_missing: Verdict) -> Check {
-    match program::locate(name) {
-        Some(path) => Check::ok(name, path.display().to_string()),
+fn check_program(needed: &Needed) -> Check {
+    let Needed {
+        program,
+        package,
+        purpose,
+        if_missing,
+    } = needed;
+    match program::locate(program) {
+        Some(path) => Check::ok(program, path.display().to_string()),
         None => Check {
-            verdict: if_missing,
-            ..Check::failed(
-                name,
-                format!("not installed; needed for {purpose}"),
-                format!("sudo apt install {package}"),
-            )
+            name: program,
+            verdict: *if_missing,
+            found: format!("not installed; needed for {purpose}"),
+            advice: Some(format!("sudo apt install {package}")),
         },
     }
 }
@@ -345,7 +461,7 @@ fn check_subordinate_ids() -> Check {
                  --add-subgids 100000-165535 {}",
                 system::user_name()
             );
-            Check::failed(NAME, MonitorError::texts(&error).join(": "), advice)
+            Check::failed(NAME, causes(&error).join(": "), advice)
         }
     }
 }

@@ -55,7 +55,7 @@ impl Engine {
     /// Where the directory or the catalogue in it cannot be used, or belongs to a newer version.
     pub fn open(settings: Settings, reporter: Arc<dyn Reporter>, caller: Caller) -> Result<Engine> {
         let path = settings.data_dir.value.as_path();
-        let (_, _) = Directory::create(path).map_err(|source| unusable(path, source))?;
+        let (directory, _) = Directory::create(path).map_err(|source| unusable(path, source))?;
         let catalogue = Catalogue::open(path).map_err(|error| match error {
             CatalogError::Newer { .. } => Error::NewerVersion {
                 path: path.to_owned(),
@@ -74,6 +74,7 @@ impl Engine {
             images,
             pools: Pools::default(),
         };
+        engine.keep_reserve(&directory);
         engine.recover()?;
         Ok(engine)
     }

@@ -91,7 +91,28 @@ impl From<CatalogError> for Error {
                 object: object.to_string(),
                 holder,
             },
-            other => Error::Catalogue(other),
+            CatalogError::Full { .. } => Error::NoSpace(error),
+            CatalogError::Busy { .. } => Error::Busy {
+                object: "the catalogue".to_owned(),
+                holder: "other commands".to_owned(),
+            },
+            // The rules that the engine looks at before it acts: something changed in between.
+            CatalogError::IdTaken { .. }
+            | CatalogError::SshPortTaken { .. }
+            | CatalogError::IllegalLifecycle { .. }
+            | CatalogError::IllegalTransition { .. }
+            | CatalogError::MachineActive { .. }
+            | CatalogError::MachineStopped { .. }
+            | CatalogError::BeingDeleted { .. }
+            | CatalogError::PositionTaken { .. } => Error::Overtaken(error),
+            CatalogError::File(source) => Error::DataFile(source),
+            CatalogError::Damaged { .. }
+            | CatalogError::Foreign { .. }
+            | CatalogError::Newer { .. }
+            | CatalogError::NotWritable { .. }
+            | CatalogError::Unshareable { .. }
+            | CatalogError::Database { .. }
+            | CatalogError::DamagedRow { .. } => Error::Catalogue(error),
         }
     }
 }
@@ -209,7 +230,7 @@ pub enum Error {
         /// The volume.
         volume: VolumeName,
         /// Why not.
-        reason: String,
+        reason: &'static str,
     },
     /// The root volume would be smaller than the image.
     #[error("image {image} needs {needed}; a root volume of {asked} is too small")]
@@ -335,15 +356,17 @@ pub enum Error {
         /// What needs it.
         reason: String,
     },
-    /// A pool that holds volumes cannot be removed.
-    #[error("pool {pool} cannot be removed: it holds {what}")]
+    /// Something cannot be done to a pool that holds volumes.
+    #[error("pool {pool} cannot {action}: it holds {what}")]
     PoolNotEmpty {
         /// The pool.
         pool: PoolName,
+        /// What was tried: `be removed`.
+        action: &'static str,
         /// What it holds: `volume pgdata`, `3 volumes`.
         what: String,
     },
-    /// The image is in use by nothing but could not be worked with.
+    /// An image could not be made, read or deleted.
     #[error("cannot {action} image {image}")]
     Image {
         /// What was tried.
@@ -411,6 +434,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A file in the data directory cannot be used.
+    #[error("cannot work in the data directory")]
+    DataFile(#[source] FileError),
     /// The data directory was last used by a newer version of this program.
     #[error("the data directory {} belongs to a newer version of Sistemo", path.display())]
     NewerVersion {
@@ -420,9 +446,24 @@ pub enum Error {
         #[source]
         source: CatalogError,
     },
-    /// The catalogue refused or failed.
+    /// The catalogue cannot be used.
     #[error("the catalogue is not usable")]
     Catalogue(#[source] CatalogError),
+    /// The catalogue has no room to record what was to be done.
+    #[error("no space is left in the data directory")]
+    NoSpace(#[source] CatalogError),
+    /// Another command changed something at the same time, so that this one no longer fits.
+    #[error("another command was faster")]
+    Overtaken(#[source] CatalogError),
+    /// What the machine boots with is missing, or cannot be told who it is.
+    #[error("cannot prepare machine {machine} to boot")]
+    Boot {
+        /// The machine.
+        machine: MachineName,
+        /// What is missing or wrong.
+        #[source]
+        source: ImageError,
+    },
     /// Another operation holds the object for too long.
     #[error("{object} is in use by {holder}")]
     Busy {
@@ -477,14 +518,6 @@ impl MonitorError {
             |error| *error,
         )
     }
-
-    /// The texts of an error and its causes, the outermost first.
-    #[must_use]
-    pub fn texts(error: &dyn std::error::Error) -> Vec<String> {
-        std::iter::successors(Some(error), |error| error.source())
-            .map(ToString::to_string)
-            .collect()
-    }
 }
 
 impl fmt::Display for MonitorError {
@@ -499,4 +532,12 @@ impl std::error::Error for MonitorError {
             .as_deref()
             .map(|cause| cause as &(dyn std::error::Error + 'static))
     }
+}
+
+/// The texts of an error and its causes, the outermost first.
+#[must_use]
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect()
 }

@@ -10,8 +10,10 @@
 //! | [`pools`] | list, add, change, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
 //! | [`images`] | build, import, list, delete |
+//! | [`ssh_key`] | the key that every guest lets in |
 //! | [`settings`] | what can be configured, and where each value came from |
 //! | [`doctor`] | whether a deploy would work on this host |
+//! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
 pub mod doctor;
@@ -23,13 +25,14 @@ pub mod machines;
 pub mod pools;
 mod recovery;
 mod reporter;
+mod reserve;
 pub mod settings;
-mod ssh;
+pub mod ssh_key;
 pub mod volumes;
 
 pub use engine::Engine;
 pub use engine::{Caller, MonitorCommand};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, MonitorError, Result, causes};
 pub use reporter::{Notice, Reporter, Silent};
 pub use settings::Settings;
 pub use sistemo_host::Changed;

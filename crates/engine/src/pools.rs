@@ -26,6 +26,10 @@ use crate::volumes::shown_with_causes;
 /// What no pool may be in: the rest of the data directory.
 const RESERVED: [&str; 5] = ["images", "kernels", "machines", "locks", "ssh"];
 
+/// What a pool that holds volumes refuses.
+const REMOVE: &str = "be removed";
+const CHANGE_DRIVER: &str = "change its driver";
+
 /// The pools that this process has opened.
 pub(crate) struct Pools {
     registry: Registry,
@@ -210,8 +214,8 @@ impl Engine {
     /// pool that holds volumes can only go where they are already, and while no machine uses one.
     ///
     /// # Errors
-    /// Where there is no such pool, an option is not known, a machine that holds one of its
-    /// volumes is active, its directory cannot be used, or the file cannot be written; then
+    /// Where there is no such pool, an option is not known, it would have another driver and holds
+    /// volumes, a machine that holds one of them is active, its directory cannot be used, or the file cannot be written; then
     /// nothing has changed.
     pub fn set_pool(&self, name: &PoolName, options: &[(String, String)]) -> Result<PoolView> {
         let held = self.hold_pools()?;
@@ -224,6 +228,11 @@ impl Engine {
         let old = before.config.as_ref().ok();
         let moves = old.is_none_or(|old| old.directory != config.directory);
         let holds_volumes = survey.volumes_in(name).next().is_some();
+        if let Some(old) = old.filter(|old| old.driver != config.driver) {
+            // What one driver has made, another does not find.
+            refuse_volumes(name, CHANGE_DRIVER, survey.volumes_in(name))?;
+            self.refuse_unrecorded_volumes(&survey, old, CHANGE_DRIVER)?;
+        }
         if moves {
             self.require_idle(&survey, name)?;
         }
@@ -267,17 +276,17 @@ impl Engine {
             return refuse(format!("it is the `default_pool` from {origin}"));
         }
         let view = self.view(&survey, pool);
-        refuse_volumes(name, survey.volumes_in(name))?;
+        refuse_volumes(name, REMOVE, survey.volumes_in(name))?;
         let config = pool.config.as_ref().ok();
         if let Some(config) = config {
-            self.refuse_unrecorded_volumes(&survey, config)?;
+            self.refuse_unrecorded_volumes(&survey, config, REMOVE)?;
         }
         let edited = survey.conf.without_pool(name, &self.pools.registry)?;
         survey.conf.replace_by(&edited)?;
         let forgotten = self.catalogue.write(|session| {
             // One may have been recorded by who had opened the pool before.
             let volumes = session.all_volumes()?;
-            refuse_volumes(name, volumes.iter().filter(|v| v.pool == *name))?;
+            refuse_volumes(name, REMOVE, volumes.iter().filter(|v| v.pool == *name))?;
             Ok::<_, Error>(session.forget_pool(name)?)
         });
         if let Err(error) = forgotten {
@@ -440,7 +449,12 @@ impl Engine {
 
     /// Makes sure that a pool's directory, where there is one, holds no volume that the catalogue
     /// does not know: without its section nobody would find that again.
-    fn refuse_unrecorded_volumes(&self, survey: &Survey, config: &PoolConfig) -> Result<()> {
+    fn refuse_unrecorded_volumes(
+        &self,
+        survey: &Survey,
+        config: &PoolConfig,
+        action: &'static str,
+    ) -> Result<()> {
         if survey.known_pool(&config.name).is_none() {
             return Ok(());
         }
@@ -457,6 +471,7 @@ impl Engine {
         }
         Err(Error::PoolNotEmpty {
             pool: config.name.clone(),
+            action,
             what: format!("files of {left} volumes that the catalogue does not know"),
         })
     }
@@ -710,7 +725,11 @@ fn real(path: &Path) -> PathBuf {
     resolved.unwrap_or_else(|| path.to_owned())
 }
 
-fn refuse_volumes<'a>(pool: &PoolName, volumes: impl Iterator<Item = &'a Volume>) -> Result<()> {
+fn refuse_volumes<'a>(
+    pool: &PoolName,
+    action: &'static str,
+    volumes: impl Iterator<Item = &'a Volume>,
+) -> Result<()> {
     let names: Vec<_> = volumes.map(|volume| volume.name.as_str()).collect();
     let what = match names.as_slice() {
         [] => return Ok(()),
@@ -718,7 +737,7 @@ fn refuse_volumes<'a>(pool: &PoolName, volumes: impl Iterator<Item = &'a Volume>
         several => format!("{} volumes", several.len()),
     };
     let pool = pool.clone();
-    Err(Error::PoolNotEmpty { pool, what })
+    Err(Error::PoolNotEmpty { pool, action, what })
 }
 
 /// An edit of `storage.conf`; what it says of the pool is the pool's own mistake.
@@ -758,5 +777,107 @@ fn not_found(pool: &PoolName) -> Error {
     Error::NotFound {
         kind: Kind::Pool,
         reference: pool.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sistemo_model::{Bytes, CatalogueId, Filesystem};
+    use sistemo_pools::{Driver, FilePool};
+
+    use super::*;
+    use crate::engine::{Caller, MonitorCommand};
+    use crate::reporter::Reporter;
+    use crate::settings::Settings;
+    use crate::volumes::NewVolume;
+
+    /// A driver whose pools are not those of any other.
+    #[derive(Debug)]
+    struct Other;
+
+    impl Driver for Other {
+        fn info(&self) -> DriverInfo {
+            let file = Registry::built_in().by_name("file").unwrap();
+            DriverInfo {
+                name: "other".to_owned(),
+                aliases: vec!["another".to_owned()],
+                classes: vec!["tests.Other".to_owned()],
+                ..file
+            }
+        }
+
+        fn open(
+            &self,
+            pool: &PoolConfig,
+            catalogue: CatalogueId,
+            first_use: FirstUse,
+        ) -> Result<Arc<dyn Pool>, PoolError> {
+            let directory = pool.directory.as_deref().unwrap();
+            let opened = FilePool::open(pool.name.clone(), directory, catalogue, first_use)?;
+            Ok(Arc::new(opened))
+        }
+    }
+
+    struct Nobody;
+
+    impl Reporter for Nobody {
+        fn stage(&self, _text: &str) {}
+        fn progress(&self, _done: u64, _total: u64) {}
+        fn stage_over(&self) {}
+        fn notice(&self, _notice: &Notice) {}
+    }
+
+    #[test]
+    fn a_pool_keeps_its_driver_while_volumes_live_there() {
+        let home = tempfile::tempdir().unwrap();
+        let caller = Caller {
+            purpose: "a test".to_owned(),
+            monitor: MonitorCommand {
+                program: PathBuf::new(),
+                arguments: Vec::new(),
+            },
+        };
+        let settings = Settings::defaults(&home.path().join("data"));
+        let mut engine = Engine::open(settings, Arc::new(Nobody), caller).unwrap();
+        engine.pools.registry = Registry::built_in().with(Box::new(Other));
+        let name: PoolName = "foo".parse().unwrap();
+        let option = |key: &str, value: &str| vec![(key.to_owned(), value.to_owned())];
+        let place = home.path().join("foo");
+        let added = engine.add_pool(&NewPool {
+            name: name.clone(),
+            driver: "file".to_owned(),
+            options: option("dir_path", &place.display().to_string()),
+        });
+        let file = added.unwrap().file.unwrap();
+        let volume = engine
+            .create_volume(NewVolume {
+                size: Bytes::from_mib(1),
+                name: Some("data".parse().unwrap()),
+                pool: Some(name.clone()),
+                filesystem: Filesystem::None,
+            })
+            .unwrap();
+
+        let before = fs::read(&file).unwrap();
+        let changes = [
+            option("driver", "other"),
+            option("driver", "another"),
+            option("class", "tests.Other"),
+        ];
+        for change in &changes {
+            let error = engine.set_pool(&name, change).unwrap_err().to_string();
+            let expected = "pool foo cannot change its driver: it holds volume data";
+            assert_eq!(error, expected, "{change:?}");
+            assert_eq!(fs::read(&file).unwrap(), before, "{change:?}");
+        }
+        // Another name of the same driver changes nothing.
+        engine.set_pool(&name, &option("driver", "xen")).unwrap();
+
+        let reference = volume.id.to_string().into();
+        engine.delete_volume(&reference).unwrap();
+        for change in &changes {
+            let view = engine.set_pool(&name, change).unwrap();
+            assert_eq!(view.driver.as_deref(), Some("other"));
+        }
     }
 }

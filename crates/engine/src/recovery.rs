@@ -5,10 +5,10 @@
 //! nobody any more: whoever finds it finishes the operation or undoes it. The programs an
 //! operation starts inherit its locks, so a writer that outlived its parent is waited for.
 
-use sistemo_catalog::{Intent, IntentId};
+use sistemo_catalog::{Intent, IntentId, LockSet};
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, causes};
 use crate::reporter::Notice;
 
 impl Engine {
@@ -21,15 +21,41 @@ impl Engine {
                 continue;
             };
             // Its owner may have finished between our reading and our locking.
-            if self.catalogue.read(|session| session.intent(id))?.is_none() {
-                continue;
-            }
-            match self.recover_one(id, &intent) {
-                Ok(what) => self.reporter.notice(&Notice::Recovered { what }),
-                Err(error) => tracing::warn!(?intent, %error, "cannot recover this yet"),
+            if self.catalogue.read(|session| session.intent(id))?.is_some() {
+                self.recover_and_tell(id, &intent);
             }
         }
         Ok(())
+    }
+
+    /// Finishes or undoes what was begun with objects whose locks are all in `held`: it had an
+    /// owner when this process looked first, and that is gone.
+    pub(crate) fn recover_held(&self, held: &LockSet) -> Result<()> {
+        let intents = self.catalogue.read(|session| session.intents())?;
+        for (id, intent) in intents {
+            let machine = intent
+                .machine()
+                .is_none_or(|machine| held.machine(machine).is_some());
+            let volumes = intent
+                .volumes()
+                .iter()
+                .all(|volume| held.volume(*volume).is_some());
+            if machine && volumes {
+                self.recover_and_tell(id, &intent);
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_and_tell(&self, id: IntentId, intent: &Intent) {
+        match self.recover_one(id, intent) {
+            Ok(what) => self.reporter.notice(&Notice::Recovered { what }),
+            Err(error) => {
+                tracing::debug!(?intent, "cannot recover this yet");
+                let reason = causes(&error).join(": ");
+                self.reporter.notice(&Notice::LeftForLater { reason });
+            }
+        }
     }
 
     fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
@@ -86,13 +112,11 @@ impl Engine {
 
     /// Notes that undoing a failed operation failed too. The error of the operation itself is
     /// what the user reads; what is left is found by its intent at the next start.
-    #[expect(
-        clippy::unused_self,
-        reason = "reads as what the engine does after a failure"
-    )]
     pub(crate) fn undo_after(&self, failure: &Error, undone: Result<()>) {
         if let Err(error) = undone {
-            tracing::warn!(%failure, %error, "what it began is undone at the next start");
+            tracing::debug!(%failure, "what it began is undone at the next start");
+            let reason = causes(&error).join(": ");
+            self.reporter.notice(&Notice::LeftForLater { reason });
         }
     }
 }

@@ -26,6 +26,12 @@ pub enum Notice {
         /// What was done about it.
         what: String,
     },
+    /// An operation that was cut short could not be undone or finished yet; every command tries
+    /// again.
+    LeftForLater {
+        /// Why not.
+        reason: String,
+    },
     /// A renamed volume is attached, so its name under `/dev/disk/by-id` changes.
     DeviceNameChanged {
         /// The volume under its new name.
@@ -65,6 +71,9 @@ impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Recovered { what } => write!(f, "recovered: {what}"),
+            Notice::LeftForLater { reason } => {
+                write!(f, "what was cut short could not be tidied up yet: {reason}")
+            }
             Notice::DeviceNameChanged { volume, machine } => write!(
                 f,
                 "{volume} is attached to {machine}: its name under /dev/disk/by-id changes with it"

@@ -17,6 +17,10 @@ const FILE_NAME: &str = "config.toml";
 const FILE_LIMIT: u64 = 1 << 20;
 /// The variable that names the `storage.conf` to use.
 pub(crate) const STORAGE_CONF: &str = "SISTEMO_STORAGE_CONF";
+const MEMORY: Bytes = Bytes::from_mib(512);
+const STORAGE: Bytes = Bytes::from_mib(2048);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -50,6 +54,15 @@ pub struct Setting<T> {
     pub value: T,
     /// Where it came from.
     pub origin: Origin,
+}
+
+impl<T> Setting<T> {
+    fn default_value(value: T) -> Setting<T> {
+        Setting {
+            value,
+            origin: Origin::Default,
+        }
+    }
 }
 
 /// Where a setting came from.
@@ -174,20 +187,14 @@ impl Settings {
                 "is not a number between 1 and 255",
                 |text| text.parse().ok(),
             )?,
-            memory: source.setting(
-                "memory",
-                Bytes::from_mib(512),
-                "is not a size such as 512M",
-                |text| text.parse().ok(),
-            )?,
-            storage: source.setting(
-                "storage",
-                Bytes::from_mib(2048),
-                "is not a size such as 2G",
-                |text| text.parse().ok(),
-            )?,
-            answer_timeout: source.seconds("answer_timeout", 300)?,
-            stop_timeout: source.seconds("stop_timeout", 90)?,
+            memory: source.setting("memory", MEMORY, "is not a size such as 512M", |text| {
+                text.parse().ok()
+            })?,
+            storage: source.setting("storage", STORAGE, "is not a size such as 2G", |text| {
+                text.parse().ok()
+            })?,
+            answer_timeout: source.seconds("answer_timeout", ANSWER_TIMEOUT)?,
+            stop_timeout: source.seconds("stop_timeout", STOP_TIMEOUT)?,
             data_dir,
         })
     }
@@ -195,24 +202,17 @@ impl Settings {
     /// The settings of a data directory where nothing is configured.
     #[must_use]
     pub fn defaults(data_dir: &Path) -> Settings {
-        let nothing = |_: &str| None;
-        let source = Source {
-            table: toml::Table::new(),
-            path: PathBuf::new(),
-            variables: &nothing,
-        };
-        let seconds = |value| source.default_value(Duration::from_secs(value));
         Settings {
-            data_dir: source.default_value(data_dir.to_owned()),
-            storage_conf: source.default_value(None),
+            data_dir: Setting::default_value(data_dir.to_owned()),
+            storage_conf: Setting::default_value(None),
             home: None,
-            default_pool: source.default_value(PoolName::default_pool()),
-            vmm: source.default_value(VmmChoice::Auto),
-            vcpus: source.default_value(VcpuCount::DEFAULT),
-            memory: source.default_value(Bytes::from_mib(512)),
-            storage: source.default_value(Bytes::from_mib(2048)),
-            answer_timeout: seconds(300),
-            stop_timeout: seconds(90),
+            default_pool: Setting::default_value(PoolName::default_pool()),
+            vmm: Setting::default_value(VmmChoice::Auto),
+            vcpus: Setting::default_value(VcpuCount::DEFAULT),
+            memory: Setting::default_value(MEMORY),
+            storage: Setting::default_value(STORAGE),
+            answer_timeout: Setting::default_value(ANSWER_TIMEOUT),
+            stop_timeout: Setting::default_value(STOP_TIMEOUT),
         }
     }
 
@@ -329,7 +329,7 @@ impl Source<'_> {
                 .map_or_else(|| value.to_string(), str::to_owned);
             (text, Origin::File(self.path.clone()))
         } else {
-            return Ok(self.default_value(default));
+            return Ok(Setting::default_value(default));
         };
         match parse(&text) {
             Some(value) => Ok(Setting { value, origin }),
@@ -349,7 +349,7 @@ impl Source<'_> {
 
     fn storage_conf(&self) -> Result<Setting<Option<PathBuf>>, SettingsError> {
         let Some(value) = self.variable(STORAGE_CONF) else {
-            return Ok(self.default_value(None));
+            return Ok(Setting::default_value(None));
         };
         // A machine's monitor, which needs the same file, lives on in another directory.
         let path = std::path::absolute(&value)
@@ -360,23 +360,19 @@ impl Source<'_> {
         })
     }
 
-    fn seconds(&self, key: &'static str, default: u64) -> Result<Setting<Duration>, SettingsError> {
+    fn seconds(
+        &self,
+        key: &'static str,
+        default: Duration,
+    ) -> Result<Setting<Duration>, SettingsError> {
         let expected = "is not a number of seconds between 1 and 86400";
-        self.setting(key, Duration::from_secs(default), expected, |text| {
+        self.setting(key, default, expected, |text| {
             let seconds = text
                 .parse()
                 .ok()
                 .filter(|seconds| (1..=86400).contains(seconds))?;
             Some(Duration::from_secs(seconds))
         })
-    }
-
-    #[expect(clippy::unused_self, reason = "reads as its two siblings do")]
-    fn default_value<T>(&self, value: T) -> Setting<T> {
-        Setting {
-            value,
-            origin: Origin::Default,
-        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use sistemo_catalog::{CatalogError, Holding, Intent, IntentId, LockSet};
 use sistemo_host::lock::Lock;
+use sistemo_host::program::ProgramError;
 use sistemo_model::{
     Access, Bytes, Filesystem, Lifecycle, MachineId, MachineName, PoolName, Reference, Role,
     Timestamp, Volume, VolumeId, VolumeName,
@@ -238,18 +238,21 @@ impl Engine {
             .iter()
             .map(|holding| (holding.attachment.volume, holding))
             .collect();
-        // Each pool is asked for once: one that is not available fails for every volume alike.
-        let mut pools = HashMap::new();
-        Ok(volumes
-            .iter()
-            .map(|volume| {
-                let holder = holders.get(&volume.id).copied();
-                let pool = pools
-                    .entry(&volume.pool)
-                    .or_insert_with(|| self.pool_or_reason(&volume.pool));
-                view_volume(volume, pool, holder, busy.contains(&volume.id))
-            })
-            .collect())
+        let mut views = Vec::with_capacity(volumes.len());
+        for volume in &volumes {
+            let holder = holders.get(&volume.id).copied();
+            let view = self.view_volume(volume, holder, busy.contains(&volume.id));
+            if view.status != VolumeStatus::Error {
+                views.push(view);
+                continue;
+            }
+            // Another command may have changed it since the catalogue was read.
+            match self.volume(&Reference::from(volume.id.to_string())) {
+                Err(Error::NotFound { .. }) => {}
+                again => views.push(again?),
+            }
+        }
+        Ok(views)
     }
 
     /// One volume.
@@ -257,22 +260,69 @@ impl Engine {
     /// # Errors
     /// Where there is none, or more than one, of that reference.
     pub fn volume(&self, reference: &Reference) -> Result<VolumeView> {
-        let (volume, holder, busy) = self.catalogue.read(|session| {
-            let volume = session.find_volume(reference)?;
-            let holder = session.holder_of(volume.id)?;
-            let busy = session
-                .intents()?
-                .iter()
-                .any(|(_, i)| i.volumes().contains(&volume.id));
-            Ok::<_, Error>((volume, holder, busy))
-        })?;
-        let pool = self.pool_or_reason(&volume.pool);
-        Ok(view_volume(&volume, &pool, holder.as_ref(), busy))
+        let look = || {
+            let (volume, holder, busy) = self.catalogue.read(|session| {
+                let volume = session.find_volume(reference)?;
+                let holder = session.holder_of(volume.id)?;
+                let busy = session
+                    .intents()?
+                    .iter()
+                    .any(|(_, i)| i.volumes().contains(&volume.id));
+                Ok::<_, Error>((volume, holder, busy))
+            })?;
+            Ok(self.view_volume(&volume, holder.as_ref(), busy))
+        };
+        let view: VolumeView = look()?;
+        // Its record and its file are not read at the same instant: what differs is looked at again.
+        if view.status == VolumeStatus::Error {
+            look()
+        } else {
+            Ok(view)
+        }
     }
 
-    /// The pool of a volume, or the words for why it cannot be used.
-    fn pool_or_reason(&self, pool: &PoolName) -> Result<Arc<dyn Pool>, String> {
-        self.pool(pool).map_err(|error| shown_with_causes(&error))
+    fn view_volume(&self, volume: &Volume, holder: Option<&Holding>, busy: bool) -> VolumeView {
+        let pool = self.pool(&volume.pool);
+        let facts = pool.as_ref().map_err(shown_with_causes).and_then(|pool| {
+            pool.facts(volume.id)
+                .map_err(|error| shown_with_causes(&error))
+        });
+        let reason = match &facts {
+            Err(reason) => Some(reason.clone()),
+            // While an operation on it is under way, its record and its file may differ.
+            Ok(facts) if facts.size != volume.size && !busy => Some(format!(
+                "its file has {} bytes, not the recorded {}",
+                facts.size.get(),
+                volume.size.get()
+            )),
+            Ok(_) => None,
+        };
+        let status = match (&reason, holder) {
+            (Some(_), _) => VolumeStatus::Error,
+            (None, Some(_)) => VolumeStatus::Attached,
+            (None, None) => VolumeStatus::Available,
+        };
+        let facts = facts.ok();
+        VolumeView {
+            id: volume.id,
+            name: volume.name.clone(),
+            size_bytes: volume.size.get(),
+            size_mb: volume.size.mib(),
+            used_bytes: facts.as_ref().map(|facts| facts.used.get()),
+            status,
+            reason,
+            role: volume.role,
+            pool: volume.pool.clone(),
+            driver: pool.ok().map(|pool| pool.driver().to_owned()),
+            format: facts.as_ref().map(|facts| facts.format.to_string()),
+            fs: volume.filesystem,
+            path: facts.map(|facts| facts.path),
+            machine_id: holder.map(|holder| holder.attachment.machine),
+            attached_to: holder.map(|holder| holder.machine_name.clone()),
+            device: holder.map(|holder| holder.attachment.device()),
+            created: volume.created,
+            modified: volume.modified,
+        }
     }
 
     /// Grows a volume; its machine, if it has one, must be stopped. With
@@ -302,9 +352,10 @@ impl Engine {
         }
         let pool = self.pool(&volume.pool)?;
         let fail = |source| pool_error(volume, "grow", source);
-        self.refuse_damaged(volume)?;
+        self.refuse_damaged(volume.id)?;
         if what == Grow::DeviceAndFilesystem {
-            check_growable(volume, pool.as_ref())?;
+            check_growable(volume, pool.as_ref(), to)?;
+            self.with_ext4(&held, "check", filesystems::check)?;
         }
         if grows {
             let intent = Intent::GrowVolume {
@@ -323,19 +374,30 @@ impl Engine {
             settled?;
         }
         if what == Grow::DeviceAndFilesystem {
-            let location = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
-            let Location::RawFile(path) = location;
-            let outcome =
-                filesystems::grow(&path, held.lock()?).map_err(|source| Error::FilesystemProgram {
-                    action: "grow",
-                    filesystem: Filesystem::Ext4,
-                    volume: volume.name.clone(),
-                    source,
-                });
-            pool.close(volume.id).map_err(fail)?;
-            outcome?;
+            self.with_ext4(&held, "grow", filesystems::grow)?;
         }
         self.volume(&Reference::from(volume.id.to_string()))
+    }
+
+    /// Opens a volume for a program that works on the ext4 on it.
+    fn with_ext4(
+        &self,
+        held: &IdleVolume,
+        action: &'static str,
+        work: fn(&Path, &Lock) -> Result<(), ProgramError>,
+    ) -> Result<()> {
+        let volume = &held.volume;
+        let pool = self.pool(&volume.pool)?;
+        let fail = |source| pool_error(volume, "open", source);
+        let Location::RawFile(path) = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
+        let outcome = work(&path, held.lock()?);
+        pool.close(volume.id).map_err(fail)?;
+        outcome.map_err(|source| Error::FilesystemProgram {
+            action,
+            filesystem: Filesystem::Ext4,
+            volume: volume.name.clone(),
+            source,
+        })
     }
 
     /// Finishes a growth that was cut short, or takes note that it never happened.
@@ -349,9 +411,12 @@ impl Engine {
         let volume = self.catalogue.read(|session| session.volume(id))?;
         let pool = self.pool(&volume.pool)?;
         let fail = |source| pool_error(&volume, "grow", source);
-        let size = if pool.facts(id).map_err(fail)?.size > from {
-            let _ = pool.grow(id, to).map_err(fail)?;
-            to
+        let real = pool.facts(id).map_err(fail)?.size;
+        let size = if real > from {
+            // Also where the file has grown already: its description may not say so yet.
+            let size = real.max(to);
+            let _ = pool.grow(id, size).map_err(fail)?;
+            size
         } else {
             from
         };
@@ -368,7 +433,7 @@ impl Engine {
     pub fn rename_volume(&self, reference: &Reference, name: VolumeName) -> Result<VolumeView> {
         let held = self.hold_idle_volume(reference, "rename")?;
         let id = held.volume.id;
-        self.pool(&held.volume.pool)?;
+        self.require_pool(&held.volume.pool)?;
         let intent = self.catalogue.write(|session| {
             session.rename_volume(id, &name)?;
             Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
@@ -406,8 +471,7 @@ impl Engine {
                 machine,
             });
         }
-        // Later would be too late: what is marked as deleted goes when its disk is back.
-        self.pool(&view.pool)?;
+        self.require_pool(&view.pool)?;
         Ok(view)
     }
 
@@ -418,7 +482,9 @@ impl Engine {
     /// Where it is attached or its pool cannot be used; then nothing has changed.
     pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.check_volume_deletable(reference)?;
+        self.use_reserve_where_full();
         let _held = self.hold_volumes(&[view.id])?;
+        self.require_pool(&view.pool)?;
         let (volume, intent) = self.catalogue.write(|session| {
             // It may have gone, or been attached, before we had its lock.
             let volume = session.find_volume(&Reference::from(view.id.to_string()))?;
@@ -437,12 +503,13 @@ impl Engine {
         Ok(view)
     }
 
-    /// Refuses to work on a volume whose file is missing or damaged.
-    pub(crate) fn refuse_damaged(&self, volume: &Volume) -> Result<()> {
+    /// Refuses to work on a volume whose file is missing or damaged. The caller has its lock.
+    pub(crate) fn refuse_damaged(&self, id: VolumeId) -> Result<()> {
+        let volume = self.catalogue.read(|session| session.volume(id))?;
         let flaws = self
             .pool(&volume.pool)?
-            .verify(volume.id, volume.size)
-            .map_err(|source| pool_error(volume, "verify", source))?;
+            .verify(id, volume.size)
+            .map_err(|source| pool_error(&volume, "verify", source))?;
         if flaws.is_empty() {
             return Ok(());
         }
@@ -452,8 +519,21 @@ impl Engine {
             .collect::<Vec<_>>()
             .join("; ");
         Err(Error::VolumeDamaged {
-            volume: volume.name.clone(),
+            volume: volume.name,
             reason,
+        })
+    }
+
+    /// Makes sure that a pool can be worked with now. What is removed from a pool that cannot
+    /// would be gone for the user, and destroyed only when the pool is back.
+    pub(crate) fn require_pool(&self, name: &PoolName) -> Result<()> {
+        self.pool(name)?.probe().map_err(|source| {
+            let action = "be worked with".to_owned();
+            Error::Pool {
+                pool: name.clone(),
+                action,
+                source,
+            }
         })
     }
 
@@ -469,6 +549,10 @@ impl Engine {
                 let holder = session.holder_of(volume.id)?;
                 Ok::<_, Error>((volume, holder.map(|holder| holder.attachment.machine)))
             })?;
+            if let Some(holder) = holder {
+                // A start of it that was cut short is ended by whoever does not have its lock.
+                self.settle(holder)?;
+            }
             let locks = self.hold(holder, &[volume.id])?;
             let (volume, holder_now) = self.catalogue.read(|session| {
                 let volume = session.find_volume(&Reference::from(volume.id.to_string()))?;
@@ -494,54 +578,6 @@ impl Engine {
     }
 }
 
-fn view_volume(
-    volume: &Volume,
-    pool: &Result<Arc<dyn Pool>, String>,
-    holder: Option<&Holding>,
-    busy: bool,
-) -> VolumeView {
-    let facts = pool.as_ref().map_err(String::clone).and_then(|pool| {
-        pool.facts(volume.id)
-            .map_err(|error| shown_with_causes(&error))
-    });
-    let reason = match &facts {
-        Err(reason) => Some(reason.clone()),
-        // While an operation on it is under way, its record and its file may differ.
-        Ok(facts) if facts.size != volume.size && !busy => Some(format!(
-            "its file has {} bytes, not the recorded {}",
-            facts.size.get(),
-            volume.size.get()
-        )),
-        Ok(_) => None,
-    };
-    let status = match (&reason, holder) {
-        (Some(_), _) => VolumeStatus::Error,
-        (None, Some(_)) => VolumeStatus::Attached,
-        (None, None) => VolumeStatus::Available,
-    };
-    let facts = facts.ok();
-    VolumeView {
-        id: volume.id,
-        name: volume.name.clone(),
-        size_bytes: volume.size.get(),
-        size_mb: volume.size.mib(),
-        used_bytes: facts.as_ref().map(|facts| facts.used.get()),
-        status,
-        reason,
-        role: volume.role,
-        pool: volume.pool.clone(),
-        driver: pool.as_ref().ok().map(|pool| pool.driver().to_owned()),
-        format: facts.as_ref().map(|facts| facts.format.to_string()),
-        fs: volume.filesystem,
-        path: facts.map(|facts| facts.path),
-        machine_id: holder.map(|holder| holder.attachment.machine),
-        attached_to: holder.map(|holder| holder.machine_name.clone()),
-        device: holder.map(|holder| holder.attachment.device()),
-        created: volume.created,
-        modified: volume.modified,
-    }
-}
-
 /// A volume that no machine uses and nobody else works on.
 struct IdleVolume {
     volume: Volume,
@@ -556,19 +592,29 @@ impl IdleVolume {
 }
 
 /// Makes sure that the filesystem on a volume can be grown from outside.
-fn check_growable(volume: &Volume, pool: &dyn Pool) -> Result<()> {
-    let refuse = |reason: String| {
-        let volume = volume.name.clone();
-        Err(Error::FilesystemNotGrowable { volume, reason })
-    };
-    let fail = |source| pool_error(volume, "open", source);
-    let Location::RawFile(path) = pool.open(volume.id, Access::ReadOnly).map_err(fail)?;
-    let obstacle = File::open(&path).and_then(|file| filesystems::obstacle_to_growing(&file));
-    pool.close(volume.id).map_err(fail)?;
-    match obstacle {
-        Ok(None) => Ok(()),
-        Ok(Some(reason)) => refuse(reason.to_owned()),
-        Err(error) => refuse(error.to_string()),
+fn check_growable(volume: &Volume, pool: &dyn Pool, to: Bytes) -> Result<()> {
+    let growth = to.get().saturating_sub(volume.size.get());
+    let needed = filesystems::room_to_grow(growth);
+    let usage = pool
+        .usage()
+        .map_err(|source| pool_error(volume, "grow", source))?;
+    if usage.free < needed {
+        // Out of room in its midst, resize2fs would leave a filesystem that needs mending.
+        let (volume, reason) = (volume.name.clone(), "its pool has too little free space");
+        return Err(Error::FilesystemNotGrowable { volume, reason });
+    }
+    let fail = |source| pool_error(volume, "read", source);
+    let content = pool.content(volume.id, Access::ReadOnly).map_err(fail)?;
+    let mut superblock = [0; filesystems::SUPERBLOCK_LENGTH];
+    content
+        .read_at(&mut superblock, filesystems::SUPERBLOCK)
+        .map_err(fail)?;
+    match filesystems::obstacle_to_growing(&superblock) {
+        None => Ok(()),
+        Some(reason) => Err(Error::FilesystemNotGrowable {
+            volume: volume.name.clone(),
+            reason,
+        }),
     }
 }
 
@@ -615,5 +661,5 @@ fn made_up_name(id: VolumeId, digits: usize) -> Result<VolumeName> {
 }
 
 pub(crate) fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
-    crate::error::MonitorError::texts(error).join(": ")
+    crate::error::causes(error).join(": ")
 }

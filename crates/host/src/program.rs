@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::MemfdFlags;
 
 /// Where system programs are, also when an ordinary user's PATH leaves them out.
 const SYSTEM_PATH: [&str; 6] = [
@@ -282,20 +283,47 @@ impl Program {
             return Err(ProgramError::TimedOut { name, limit });
         }
         let (status, stdout) = (status.map_err(fail)?, stdout.map_err(fail)?);
-        let stderr = kept
-            .map_err(fail)?
-            .into_iter()
-            .collect::<Vec<_>>()
-            .join("\n");
-        if status.success() {
-            Ok(Output { stdout, stderr })
-        } else {
-            Err(ProgramError::Failed {
-                name,
-                status,
-                message: stderr.trim().to_owned(),
-            })
-        }
+        ended(name, status, stdout, kept.map_err(fail)?)
+    }
+
+    /// Runs it to its end, whatever happens to this process: it is not interrupted together
+    /// with us by a key on the terminal, and what it prints goes where it cannot break, as a
+    /// pipe does whose reader is gone. For programs that would leave something torn.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub fn run_undisturbed(self) -> Result<Output, ProgramError> {
+        let Program {
+            ref path, ref name, ..
+        } = self;
+        let (path, name) = (path.clone(), name.clone());
+        let fail = |source| ProgramError::Start {
+            path: path.clone(),
+            source,
+        };
+        let in_memory = |name| {
+            rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+                .map(File::from)
+                .map_err(|error| fail(error.into()))
+        };
+        let (stdout, stderr) = (in_memory("stdout")?, in_memory("stderr")?);
+        let (mut command, _) = self.into_command()?;
+        command.process_group(0).stdin(Stdio::null());
+        command
+            .stdout(stdout.try_clone().map_err(fail)?)
+            .stderr(stderr.try_clone().map_err(fail)?);
+        let status = command
+            .status()
+            .map_err(|source| start_error(&path, source))?;
+        let read = |mut file: File| {
+            let mut content = Vec::new();
+            file.rewind()?;
+            file.take(LONGEST_OUTPUT).read_to_end(&mut content)?;
+            io::Result::Ok(content)
+        };
+        let (stdout, stderr) = (read(stdout).map_err(fail)?, read(stderr).map_err(fail)?);
+        let kept = keep_last_lines(stderr.as_slice(), &mut |_| {}).map_err(fail)?;
+        ended(name, status, stdout, kept)
     }
 
     /// Runs it with our own standard input, output and error, and waits for it.
@@ -393,6 +421,24 @@ impl Program {
                 source: io::Error::other(error),
             })?;
         Ok((command, self.input))
+    }
+}
+
+fn ended(
+    name: String,
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    kept: VecDeque<String>,
+) -> Result<Output, ProgramError> {
+    let stderr = kept.into_iter().collect::<Vec<_>>().join("\n");
+    if status.success() {
+        Ok(Output { stdout, stderr })
+    } else {
+        Err(ProgramError::Failed {
+            name,
+            status,
+            message: stderr.trim().to_owned(),
+        })
     }
 }
 
@@ -565,6 +611,29 @@ mod tests {
             .run()
             .unwrap_err();
         assert_eq!(error.to_string(), "such-program is not installed");
+    }
+
+    #[test]
+    fn an_undisturbed_program_is_a_group_of_its_own_and_has_no_pipe_to_break() {
+        let script = "cut -d ' ' -f 5 /proc/$$/stat; echo $$; readlink /proc/$$/fd/1 /proc/$$/fd/2";
+        let output = Program::find("sh")
+            .unwrap()
+            .args(["-c", script])
+            .run_undisturbed()
+            .unwrap();
+        let text = output.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], lines[1], "its group is its own number");
+        assert!(
+            lines[2].contains("memfd:stdout") && lines[3].contains("memfd:stderr"),
+            "{text}"
+        );
+        let failed = Program::find("ls")
+            .unwrap()
+            .arg("/no/such")
+            .run_undisturbed()
+            .unwrap_err();
+        assert!(failed.to_string().contains("/no/such"), "{failed}");
     }
 
     #[test]

@@ -125,6 +125,13 @@ impl Registry {
         }
     }
 
+    /// The same with another driver, whose names are nobody else's.
+    #[must_use]
+    pub fn with(mut self, driver: Box<dyn Driver>) -> Registry {
+        self.drivers.push(driver);
+        self
+    }
+
     /// All drivers, the usual one first.
     #[must_use]
     pub fn drivers(&self) -> Vec<DriverInfo> {

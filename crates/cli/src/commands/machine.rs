@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use clap::{Args, Subcommand};
+use sistemo::causes;
 use sistemo::machines::{MachineView, StopRequest, Storage, Wait};
 use sistemo::model::{Access, Bytes, MachineName, Reference};
 use sistemo::{Changed, Engine, Error, Kind};
@@ -14,7 +15,7 @@ use crate::arguments::{reference, value};
 use crate::confirmation::Beforehand;
 use crate::failure::Failure;
 use crate::output::details::Details;
-use crate::output::error::texts;
+
 use crate::output::table::{Cell, Column, Table};
 use crate::output::{Described, GOOD, NOTABLE, PLAIN, Shown};
 use crate::session::Session;
@@ -108,7 +109,7 @@ Examples:
     Ssh(Remote),
     /// Run a command on a machine, each argument as given
     ///
-    /// Everything after the machine belongs to the command. No shell reads it in the guest.
+    /// Everything after the machine belongs to the command. Each argument arrives in the guest as it is.
     #[command(
         override_usage = "sistemo machine exec [OPTIONS] <MACHINE> [--] <COMMAND>...",
         after_help = "\
@@ -410,7 +411,7 @@ fn show_several(
 }
 
 fn failure_of(name: &MachineName, error: &Error) -> String {
-    format!("{name} ({})", texts(error).join(": "))
+    format!("{name} ({})", causes(error).join(": "))
 }
 
 impl Delete {
@@ -422,6 +423,8 @@ impl Delete {
         };
         let mut seen = HashSet::new();
         let mut lost = Vec::new();
+        // By ID from here on: a name may belong to something else when the answer comes.
+        let mut confirmed = Vec::new();
         for reference in &self.machines {
             let deletion = engine.deletion(reference, storage)?;
             let name = &deletion.machine.name;
@@ -431,6 +434,7 @@ impl Delete {
                     name: name.to_string(),
                 });
             }
+            confirmed.push(Reference::from(deletion.machine.id.to_string()));
             if let Some(root) = deletion.removes {
                 let size = Bytes::new(root.size_bytes);
                 lost.push(format!(
@@ -441,7 +445,7 @@ impl Delete {
         }
         self.beforehand.confirm(&lost)?;
         let mut deleted = Vec::new();
-        let outcome = self.machines.iter().try_for_each(|reference| {
+        let outcome = confirmed.iter().try_for_each(|reference| {
             let deletion = engine.delete_machine(reference, storage)?;
             let mut told = format!("deleted machine {}", deletion.machine.name);
             if let Some(root) = &deletion.removes {

@@ -180,6 +180,8 @@ impl Delete {
     fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
         let mut seen = HashSet::new();
         let mut lost = Vec::new();
+        // By ID from here on: a name may belong to something else when the answer comes.
+        let mut confirmed = Vec::new();
         for reference in &self.volumes {
             let volume = engine.check_volume_deletable(reference)?;
             if !seen.insert(volume.id) {
@@ -188,6 +190,7 @@ impl Delete {
                     name: volume.name.to_string(),
                 });
             }
+            confirmed.push(Reference::from(volume.id.to_string()));
             lost.push(format!(
                 "volume {} ({})",
                 volume.name,
@@ -196,7 +199,7 @@ impl Delete {
         }
         self.beforehand.confirm(&lost)?;
         let mut deleted = Vec::new();
-        let outcome = self.volumes.iter().try_for_each(|reference| {
+        let outcome = confirmed.iter().try_for_each(|reference| {
             let volume = engine.delete_volume(reference)?;
             session
                 .output

@@ -1,11 +1,10 @@
 //! Failures, for people and for programs.
 
-use std::error::Error as StdError;
 use std::fmt::Write;
-use std::iter;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use sistemo::causes;
 
 use crate::arguments::Format;
 use crate::failure::{Code, Failure};
@@ -32,18 +31,11 @@ struct Body<'a> {
 pub(crate) fn show(failure: &Failure, format: Format) {
     let hint = hint(failure);
     match format {
-        Format::Table => show_to_people(&texts(failure), hint.as_deref()),
+        Format::Table => show_to_people(&causes(failure), hint.as_deref()),
         Format::Json => {
-            show_to_programs(failure.code(), &texts(failure).join(": "), hint.as_deref());
+            show_to_programs(failure.code(), &causes(failure).join(": "), hint.as_deref());
         }
     }
-}
-
-/// What happened, and what caused it, and what caused that.
-pub(crate) fn texts(error: &dyn StdError) -> Vec<String> {
-    iter::successors(Some(error), |&error| error.source())
-        .map(ToString::to_string)
-        .collect()
 }
 
 fn show_to_people(texts: &[String], hint: Option<&str>) {

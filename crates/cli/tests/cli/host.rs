@@ -1,9 +1,8 @@
 //! Hosts that lack something, and users who may not do everything.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
-
-use rusqlite::Connection;
 
 use crate::environment::{Environment, Ordinary, Ran, binary, ran};
 
@@ -145,15 +144,25 @@ fn a_data_directory_that_cannot_be_used_is_named() {
 fn a_data_directory_of_a_newer_version_is_refused_and_left_alone() {
     let environment = Environment::new();
     environment.ok("volume list");
-    let database = Connection::open(environment.data_dir().join("sistemo.db")).unwrap();
-    database
-        .pragma_update(None, "user_version", 1_000_000)
+    // The user version and the application ID in the header of an SQLite file (fileformat2,
+    // section 1.3), as a newer version would write them.
+    let path = environment.data_dir().join("sistemo.db");
+    let log = environment.data_dir().join("sistemo.db-wal");
+    fs::remove_file(&log).unwrap();
+    let database = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
         .unwrap();
+    database
+        .write_all_at(&1_000_000_u32.to_be_bytes(), 60)
+        .unwrap();
+    database.write_all_at(b"Sist", 68).unwrap();
+    let before = fs::read(&path).unwrap();
     environment.refused(1, "volume create 1G", "has schema version 1000000");
     environment.refused(1, "volume list", "has schema version 1000000");
     assert_eq!(environment.run("doctor").status, 1);
-    let version = database.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0));
-    assert_eq!(version, Ok(1_000_000));
+    assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(environment.volume_files(), [""; 0]);
 }
 

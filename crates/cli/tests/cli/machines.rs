@@ -268,7 +268,7 @@ fn machine_set_knows_its_keys() {
     for (words, named) in [
         (
             "colour=red",
-            "unknown key `colour`; the keys are vcpus, memory, autostart",
+            "unknown key `colour`; the keys are vcpus, memory, expose, autostart",
         ),
         ("vcpus=0", "`0` is not a number of vCPUs"),
         ("memory=5X", "`5X` is not a size"),

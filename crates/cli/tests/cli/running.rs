@@ -1,6 +1,7 @@
 //! Machines that run, though they find nothing to boot: enough for all that needs no guest.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,42 @@ fn a_stop_whose_command_is_killed_leaves_the_machine_running() {
 }
 
 #[test]
+fn a_machine_does_not_start_on_a_volume_that_is_still_being_grown() {
+    let environment = Environment::new();
+    environment.disk("disk.raw", 16);
+    environment.ok("volume create 32M --name pgdata");
+    environment.ok("machine deploy ./disk.raw --name db1 --memory 128M --attach pgdata --no-start");
+    let running = Running { environment };
+    let environment = &running.environment;
+    std::fs::create_dir(environment.home().join("bin")).unwrap();
+    // A resize2fs that takes its time, and says when it is done.
+    environment.file(
+        "bin/resize2fs",
+        "#!/bin/sh\n: > begun\nsleep 2\n/usr/sbin/resize2fs \"$@\" && : > done\n",
+    );
+    let script = environment.home().join("bin/resize2fs");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", environment.home().join("bin").display());
+    let mut resize = start_with(
+        environment,
+        &["volume", "resize", "pgdata", "64M", "--grow-fs"],
+        &[("PATH", &path)],
+    );
+    let deadline = Instant::now() + PATIENCE;
+    while !environment.home().join("begun").exists() {
+        assert!(Instant::now() < deadline, "the resize never began");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    resize.kill().unwrap();
+    resize.wait().unwrap();
+    environment.ok("machine start db1 --no-wait");
+    assert!(
+        environment.home().join("done").exists(),
+        "it did not wait for resize2fs"
+    );
+}
+
+#[test]
 fn a_running_machine_that_loses_nothing_is_deleted_without_a_question() {
     let running = Running::new();
     let environment = &running.environment;
@@ -176,14 +213,24 @@ fn logs_are_followed_through_a_restart() {
     assert!(log.contains(LAST_WORDS), "{log}");
 }
 
+fn start(environment: &Environment, words: &[&str]) -> std::process::Child {
+    start_with(environment, words, &[])
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "assert_cmd cannot read a running program's output"
 )]
-fn start(environment: &Environment, words: &[&str]) -> std::process::Child {
+fn start_with(
+    environment: &Environment,
+    words: &[&str],
+    variables: &[(&str, &str)],
+) -> std::process::Child {
     std::process::Command::new(binary())
         .env_clear()
         .env("HOME", environment.home())
+        .envs(variables.iter().copied())
+        .current_dir(environment.home())
         .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -21,7 +21,7 @@ impl Engine {
         let volume = self.catalogue.read(|session| session.find_volume(volume))?;
         let _held = self.hold(Some(machine.id), &[volume.id])?;
         self.require_stopped(machine.id, || format!("attach volume {}", volume.name))?;
-        self.refuse_damaged(&volume)?;
+        self.refuse_damaged(volume.id)?;
         self.catalogue.write(|session| {
             let position = session.next_position(machine.id)?;
             session.attach(machine.id, volume.id, position, access)

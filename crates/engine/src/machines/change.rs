@@ -1,10 +1,10 @@
 //! Changing a machine: resources, name, autostart.
 
 use sistemo_host::system;
-use sistemo_model::{Bytes, MachineName, Reference, VcpuCount};
+use sistemo_model::{Bytes, Exposure, MachineName, Reference, VcpuCount};
 
-use super::MachineView;
-use super::run::{StopRequest, Wait};
+use super::ports::check_distinct;
+use super::{MachineView, StopRequest, Wait};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
@@ -12,33 +12,36 @@ use crate::error::{Error, Result};
 pub(super) const MINIMUM_MEMORY: Bytes = Bytes::from_mib(128);
 
 /// What is to be different about a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineChanges {
     /// Its virtual processors.
     pub vcpus: Option<VcpuCount>,
     /// Its memory.
     pub memory: Option<Bytes>,
+    /// The guest ports to reach from the host, in place of those there are.
+    pub expose: Option<Vec<Exposure>>,
     /// Whether it starts when the host does; may be changed while it runs.
     pub autostart: Option<bool>,
 }
 
 impl Engine {
-    /// Changes a machine; its resources only while it is stopped.
+    /// Changes a machine; its resources and ports only while it is stopped.
     ///
     /// # Errors
     /// Where it is active, or the host does not have so much memory.
     pub fn set_machine(
         &self,
         reference: &Reference,
-        changes: MachineChanges,
+        changes: &MachineChanges,
     ) -> Result<MachineView> {
         let machine = self.find_machine(reference)?;
         if let Some(memory) = changes.memory {
             check_memory(memory)?;
         }
+        check_distinct(changes.expose.as_deref().unwrap_or_default())?;
         let _held = self.hold(Some(machine.id), &[])?;
-        if changes.vcpus.is_some() || changes.memory.is_some() {
-            self.require_stopped(machine.id, || "change vCPUs or memory".to_owned())?;
+        if changes.vcpus.is_some() || changes.memory.is_some() || changes.expose.is_some() {
+            self.require_stopped(machine.id, || "change its resources or ports".to_owned())?;
         }
         self.catalogue.write(|session| {
             let machine = session.machine(machine.id)?;
@@ -47,6 +50,9 @@ impl Engine {
                 changes.vcpus.unwrap_or(machine.vcpus),
                 changes.memory.unwrap_or(machine.memory),
             )?;
+            if let Some(exposed) = &changes.expose {
+                session.set_exposed(machine.id, exposed)?;
+            }
             session.set_autostart(machine.id, changes.autostart.unwrap_or(machine.autostart))
         })?;
         self.view_machine(machine.id)

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use sistemo_catalog::{Intent, IntentId};
+use sistemo_catalog::{Intent, IntentId, Lockable};
 use sistemo_host::directory::FileError;
 use sistemo_model::{Lifecycle, MachineId, Reference, VolumeId, VolumeName};
 
-use super::MachineView;
-use super::run::StopRequest;
+use super::{MachineView, StopRequest};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::volumes::{VolumeView, pool_error};
@@ -70,9 +69,11 @@ impl Engine {
     /// used; then nothing else has changed.
     pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
-        if let Some(root) = self.deletion(reference, storage)?.removes {
-            self.pool(&root.pool)?;
+        let found = Reference::from(machine.id.to_string());
+        if let Some(root) = self.deletion(&found, storage)?.removes {
+            self.require_pool(&root.pool)?;
         }
+        self.use_reserve_where_full();
         let timeout = self.settings.stop_timeout.value;
         let _ = self.bring_to_stop(&machine, StopRequest::Graceful { timeout })?;
         let volumes: Vec<VolumeId> = self
@@ -83,7 +84,10 @@ impl Engine {
             .collect();
         let _held = self.hold(Some(machine.id), &volumes)?;
         self.require_stopped(machine.id, || "delete it".to_owned())?;
-        let deletion = self.deletion(reference, storage)?;
+        let deletion = self.deletion(&found, storage)?;
+        if let Some(root) = &deletion.removes {
+            self.require_pool(&root.pool)?;
+        }
         let root = deletion.removes.as_ref().map(|root| root.id);
         let intent = self.catalogue.write(|session| {
             for attachment in session.attachments_of(machine.id)? {
@@ -111,6 +115,16 @@ impl Engine {
         root: Option<VolumeId>,
         intent: IntentId,
     ) -> Result<()> {
+        let machine = self.catalogue.read(|session| session.machine(id))?;
+        if self.locks.is_held(&Lockable::Run(id))? {
+            let (machine, state) = (machine.name, machine.state);
+            let action = "remove it".to_owned();
+            return Err(Error::MachineActive {
+                machine,
+                state,
+                action,
+            });
+        }
         let root = root
             .map(|root| self.catalogue.read(|session| session.volume(root)))
             .transpose()?;

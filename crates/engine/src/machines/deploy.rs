@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sistemo_catalog::{Intent, IntentId, Session};
-use sistemo_host::lock::Lock;
+use sistemo_catalog::{Intent, IntentId, LockSet, Session};
 use sistemo_images::{Error as ImageError, OpenImage};
 use sistemo_model::{
     Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle,
@@ -14,8 +13,8 @@ use sistemo_model::{
 };
 
 use super::change::check_memory;
-use super::run::{Wait, check_free, free_port};
-use super::{MachineView, StopRequest};
+use super::ports::{check_distinct, check_free, free_port};
+use super::{MachineView, StopRequest, Storage};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::pools::expect_known;
@@ -70,9 +69,20 @@ pub enum StartMode {
     Answering,
 }
 
+/// Everything about a machine that is decided before anything is made.
+struct Plan<'a> {
+    new: &'a Deploy,
+    id: MachineId,
+    memory: Bytes,
+    vmm: VmmKind,
+    root: Root,
+    data: Vec<Volume>,
+}
+
 /// What a root volume is made from, or which one it is.
 enum Root {
     Made {
+        id: VolumeId,
         content: File,
         size: Bytes,
         boot: Option<Boot>,
@@ -81,23 +91,47 @@ enum Root {
     Given(Volume),
 }
 
+impl Plan<'_> {
+    fn makes_root(&self) -> bool {
+        matches!(self.root, Root::Made { .. })
+    }
+
+    /// Its volumes in the order of their devices.
+    fn volumes(&self) -> Vec<VolumeId> {
+        let root = match &self.root {
+            Root::Made { id, .. } => *id,
+            Root::Given(volume) => volume.id,
+        };
+        std::iter::once(root)
+            .chain(self.data.iter().map(|volume| volume.id))
+            .collect()
+    }
+}
+
 impl Engine {
     /// Makes a machine and starts it as far as asked.
     ///
-    /// A failure before the machine is left to boot leaves nothing behind; neither does a crash,
-    /// once the next operation has begun, as long as its root volume was not whole yet.
+    /// A failure before the guest runs leaves nothing behind; neither does a crash, once the next
+    /// operation has begun, as long as its root volume was not whole yet. Once the guest has
+    /// run, the machine and its volumes stay, whatever happens.
     ///
     /// # Errors
     /// Where a name is taken, a volume is held, the image is missing or larger than the root
-    /// volume asked for, the host cannot run it, or it ends before it answers. Where it does not
-    /// answer in time ([`Error::NotAnswering`]), it runs on.
+    /// volume asked for, or the host cannot run it. Where it ends before it answers
+    /// ([`Error::EndedEarly`]) it is left stopped, and where it does not answer in time
+    /// ([`Error::NotAnswering`]) it runs on.
     pub fn deploy(&self, new: &Deploy) -> Result<MachineView> {
         let memory = new.memory.unwrap_or(self.settings.memory.value);
         check_memory(memory)?;
         let vmm = match new.vmm.unwrap_or(self.settings.vmm.value) {
             VmmChoice::Auto | VmmChoice::Qemu => VmmKind::Qemu,
         };
-        check_exposures(&new.expose, new.start)?;
+        check_distinct(&new.expose)?;
+        if new.start != StartMode::Created {
+            new.expose
+                .iter()
+                .try_for_each(|exposure| check_free(exposure.host))?;
+        }
         if !matches!(new.source, DeploySource::Volume(_)) {
             self.pool_for(new.pool.as_ref())?;
         }
@@ -112,30 +146,40 @@ impl Engine {
             self.reporter.notice(&Notice::SlowAccelerator { reason });
         }
 
-        let (id, root_id) = match &root {
-            Root::Made { .. } => (MachineId::random(), VolumeId::random()),
-            Root::Given(volume) => (MachineId::random(), volume.id),
+        let id = MachineId::random();
+        let plan = Plan {
+            new,
+            id,
+            memory,
+            vmm,
+            root,
+            data,
         };
-        let mut volumes: Vec<VolumeId> = data.iter().map(|volume| volume.id).collect();
-        volumes.push(root_id);
-        let held = self.hold(Some(id), &volumes)?;
-        let (machine, made, intent) = self.record(new, id, root_id, &root, &data, vmm, memory)?;
-        let lock = held_lock(&held, root_id)?;
-        let finished = self.build(&machine, made.as_ref(), &root, lock, intent);
-        if let Err(error) = finished {
+        let held = self.hold(Some(id), &plan.volumes())?;
+        // Under their locks: what was read before may have grown since.
+        let mut existing = plan.data.iter().chain(match &plan.root {
+            Root::Given(volume) => Some(volume),
+            Root::Made { .. } => None,
+        });
+        existing.try_for_each(|volume| self.refuse_damaged(volume.id))?;
+        let (machine, made, intent) = self.record(&plan)?;
+        if let Err(error) = self.build(&plan, made.as_ref(), &held, intent) {
             let undone = self.forget_machine(id, made.map(|volume| volume.id), intent);
             self.undo_after(&error, undone);
             return Err(error);
         }
         drop(held);
 
-        if new.start != StartMode::Created
-            && let Err(error) = self.bring_up(&machine, new.start)
-        {
-            if !matches!(error, Error::NotAnswering { .. }) {
-                self.undo_after(&error, self.undo_deploy(&machine, made.is_some()));
-            }
+        if new.start == StartMode::Created {
+            return self.view_machine(id);
+        }
+        if let Err(error) = self.launch(id) {
+            self.undo_after(&error, self.undo_deploy(&machine, made.is_some()));
             return Err(error);
+        }
+        // From here on the guest has run, and what it wrote is not ours to throw away.
+        if new.start == StartMode::Answering {
+            self.wait_until_answering(id)?;
         }
         self.view_machine(id)
     }
@@ -146,22 +190,13 @@ impl Engine {
         Ok((probe.accelerator == Accelerator::Tcg).then_some(probe.reason))
     }
 
-    fn bring_up(&self, machine: &Machine, start: StartMode) -> Result<()> {
-        let reference = Reference::from(machine.id.to_string());
-        let wait = match start {
-            StartMode::Answering => Wait::UntilAnswering,
-            StartMode::Started | StartMode::Created => Wait::No,
-        };
-        self.start_machine(&reference, wait).map(drop)
-    }
-
     fn undo_deploy(&self, machine: &Machine, made_root: bool) -> Result<()> {
         let reference = Reference::from(machine.id.to_string());
         let _ = self.stop_machine(&reference, StopRequest::Forced)?;
         let storage = if made_root {
-            super::Storage::RemoveRoot
+            Storage::RemoveRoot
         } else {
-            super::Storage::Preserve
+            Storage::Preserve
         };
         self.delete_machine(&reference, storage).map(drop)
     }
@@ -184,25 +219,15 @@ impl Engine {
         }
         let mut volumes = Vec::new();
         for reference in &new.attach {
-            let (volume, holder) = self.catalogue.read(|session| {
-                let volume = session.find_volume(reference)?;
-                let holder = session.holder_of(volume.id)?;
-                Ok::<_, Error>((volume, holder))
-            })?;
+            let volume = self
+                .catalogue
+                .read(|session| session.find_volume(reference))?;
             if !seen.insert(volume.id) {
                 return Err(Error::VolumeRepeated {
                     volume: volume.name,
                 });
             }
-            if let Some(holder) = holder {
-                let machine = holder.machine_name;
-                return Err(Error::VolumeAttached {
-                    volume: volume.name,
-                    machine,
-                });
-            }
-            self.refuse_damaged(&volume)?;
-            volumes.push(volume);
+            volumes.push(self.find_free(reference)?);
         }
         if volumes.len() >= usize::from(Attachment::LIMIT) {
             let machine = new
@@ -215,6 +240,23 @@ impl Engine {
             });
         }
         Ok(volumes)
+    }
+
+    /// Finds a volume that no machine holds.
+    fn find_free(&self, reference: &Reference) -> Result<Volume> {
+        let (volume, holder) = self.catalogue.read(|session| {
+            let volume = session.find_volume(reference)?;
+            let holder = session.holder_of(volume.id)?;
+            Ok::<_, Error>((volume, holder))
+        })?;
+        if let Some(holder) = holder {
+            let machine = holder.machine_name;
+            return Err(Error::VolumeAttached {
+                volume: volume.name,
+                machine,
+            });
+        }
+        Ok(volume)
     }
 
     /// Refuses taken names before an image is built for them.
@@ -230,26 +272,12 @@ impl Engine {
 
     fn find_root(&self, new: &Deploy) -> Result<Root> {
         match &new.source {
-            DeploySource::Volume(reference) => {
-                let (volume, holder) = self.catalogue.read(|session| {
-                    let volume = session.find_volume(reference)?;
-                    let holder = session.holder_of(volume.id)?;
-                    Ok::<_, Error>((volume, holder))
-                })?;
-                if let Some(holder) = holder {
-                    let machine = holder.machine_name;
-                    return Err(Error::VolumeAttached {
-                        volume: volume.name,
-                        machine,
-                    });
-                }
-                self.refuse_damaged(&volume)?;
-                Ok(Root::Given(volume))
-            }
+            DeploySource::Volume(reference) => Ok(Root::Given(self.find_free(reference)?)),
             DeploySource::Image(name) => {
                 let OpenImage { image, content } = self.open_or_build_image(name)?;
                 let size = self.root_size(new, image.name.as_str(), image.size)?;
                 Ok(Root::Made {
+                    id: VolumeId::random(),
                     content,
                     size,
                     boot: image.boot,
@@ -269,6 +297,7 @@ impl Engine {
                 let borrowed = borrowed.map_err(fail)?;
                 let size = self.root_size(new, &path.display().to_string(), borrowed.size)?;
                 Ok(Root::Made {
+                    id: VolumeId::random(),
                     content: borrowed.file,
                     size,
                     boot: None,
@@ -291,20 +320,15 @@ impl Engine {
     }
 
     /// Records the machine, its root volume where one is to be made, and who holds what.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is decided by another step of a deploy"
-    )]
-    fn record(
-        &self,
-        new: &Deploy,
-        id: MachineId,
-        root_id: VolumeId,
-        root: &Root,
-        data: &[Volume],
-        vmm: VmmKind,
-        memory: Bytes,
-    ) -> Result<(Machine, Option<Volume>, IntentId)> {
+    fn record(&self, plan: &Plan<'_>) -> Result<(Machine, Option<Volume>, IntentId)> {
+        let Plan {
+            new,
+            id,
+            memory,
+            vmm,
+            root,
+            ..
+        } = plan;
         let now = Timestamp::now();
         // From before the record is made until it is: then the volume keeps its kernel.
         let kernels = match root {
@@ -314,7 +338,7 @@ impl Engine {
             Root::Made { .. } | Root::Given(_) => None,
         };
         let recorded = self.catalogue.write(|session| {
-            let makes_root = matches!(root, Root::Made { .. });
+            let makes_root = plan.makes_root();
             let name = match &new.name {
                 Some(name) => name.clone(),
                 None => free_machine_name(&derived_name(&new.source), |name| {
@@ -326,13 +350,13 @@ impl Engine {
                 Root::Given(_) => None,
             };
             let machine = Machine {
-                id,
+                id: *id,
                 name,
                 image,
                 vcpus: new.vcpus.unwrap_or(self.settings.vcpus.value),
-                memory,
-                vmm,
-                mac: MacAddress::for_machine(id),
+                memory: *memory,
+                vmm: *vmm,
+                mac: MacAddress::for_machine(*id),
                 ssh_port: free_port(&session.ssh_ports()?, &new.expose)?,
                 exposed: new.expose.clone(),
                 autostart: false,
@@ -344,8 +368,8 @@ impl Engine {
             };
             let made = match root {
                 Root::Given(_) => None,
-                Root::Made { size, boot, .. } => Some(Volume {
-                    id: root_id,
+                Root::Made { id, size, boot, .. } => Some(Volume {
+                    id: *id,
                     name: machine.name.root_volume(),
                     size: *size,
                     role: Role::Root,
@@ -367,12 +391,11 @@ impl Engine {
                 expect_known(session, &volume.pool)?;
                 session.insert_volume(volume)?;
             }
-            let ids = std::iter::once(root_id).chain(data.iter().map(|volume| volume.id));
-            for (position, volume) in (0..).zip(ids) {
-                session.attach(id, volume, position, Access::ReadWrite)?;
+            for (position, volume) in (0..).zip(plan.volumes()) {
+                session.attach(*id, volume, position, Access::ReadWrite)?;
             }
             let root = made.as_ref().map(|volume| volume.id);
-            let intent = session.begin(&Intent::DeployMachine { machine: id, root })?;
+            let intent = session.begin(&Intent::DeployMachine { machine: *id, root })?;
             Ok::<_, Error>((machine, made, intent))
         })?;
         drop(kernels);
@@ -381,47 +404,28 @@ impl Engine {
 
     fn build(
         &self,
-        machine: &Machine,
+        plan: &Plan<'_>,
         made: Option<&Volume>,
-        root: &Root,
-        lock: &Lock,
+        held: &LockSet,
         intent: IntentId,
     ) -> Result<()> {
-        if let (Some(volume), Root::Made { content, .. }) = (made, root) {
+        if let (Some(volume), Root::Made { content, .. }) = (made, &plan.root) {
+            let lock = held_lock(held, volume.id)?;
             self.reporter
                 .stage(&format!("making root volume {}", volume.name));
             let copied = self.make_volume(volume, &Content::CopyOf(content), lock);
             self.reporter.stage_over();
             copied?;
         }
-        let _ = self.make_runtime(machine.id)?;
+        let _ = self.make_runtime(plan.id)?;
         self.catalogue.write(|session| {
             if let Some(volume) = made {
                 session.set_volume_lifecycle(volume.id, Lifecycle::Ready)?;
             }
-            session.set_machine_lifecycle(machine.id, Lifecycle::Ready)?;
+            session.set_machine_lifecycle(plan.id, Lifecycle::Ready)?;
             Ok(session.finish(intent)?)
         })
     }
-}
-
-fn check_exposures(exposures: &[Exposure], start: StartMode) -> Result<()> {
-    for (at, exposure) in exposures.iter().enumerate() {
-        let repeated = exposures[..at]
-            .iter()
-            .any(|earlier| earlier.host == exposure.host);
-        if repeated {
-            let source = std::io::ErrorKind::AddrInUse.into();
-            return Err(Error::PortUnavailable {
-                address: exposure.host,
-                source,
-            });
-        }
-        if start != StartMode::Created {
-            check_free(exposure.host)?;
-        }
-    }
-    Ok(())
 }
 
 /// What a machine of that name would collide with.

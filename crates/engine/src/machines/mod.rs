@@ -3,7 +3,12 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `deploy` | a new machine with its root volume |
-//! | `run` | start, stop, restart, pause, resume |
+//! | `start` | starting, and starting a machine's monitor |
+//! | `stop` | stopping and restarting |
+//! | `pause` | pausing and resuming |
+//! | `ports` | the host's ports that lead to a machine |
+//! | `remote` | SSH: shells, commands, and waiting until a machine answers |
+//! | `console` | the serial console and its log |
 //! | `monitor` | the process that follows a running machine |
 //! | `attachments` | attaching and detaching volumes |
 //! | `change` | resources, name, autostart |
@@ -11,29 +16,37 @@
 
 mod attachments;
 mod change;
+mod console;
 mod delete;
 mod deploy;
 mod monitor;
-mod run;
+mod pause;
+mod ports;
+mod remote;
+mod start;
+mod stop;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use sistemo_catalog::{CatalogError, LockSet, Lockable, Session};
 use sistemo_host::directory::Directory;
 use sistemo_model::{
-    Accelerator, Access, Attachment, ImageName, Machine, MachineId, MachineName, MachineState,
-    PauseCause, Reference, StopHow, Timestamp, VmmKind, VolumeId, VolumeName,
+    Accelerator, Access, Attachment, ImageName, Lifecycle, Machine, MachineId, MachineName,
+    MachineState, PauseCause, Reference, StopHow, Timestamp, VmmKind, VolumeId, VolumeName,
 };
+use sistemo_vmm::{Control, VmmError};
 
 pub use change::MachineChanges;
 pub use delete::{Deletion, Storage};
 pub use deploy::{Deploy, DeploySource, StartMode};
-pub use run::{StopRequest, Wait};
+pub use start::Wait;
+pub use stop::StopRequest;
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// What users see of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -108,6 +121,9 @@ pub struct ExposedPort {
     /// The TCP port in the guest.
     pub guest: u16,
 }
+
+/// How often something is looked at that is waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(crate) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -189,7 +205,9 @@ impl Engine {
         action: impl FnOnce() -> String,
     ) -> Result<Machine> {
         let machine = self.settle(id)?;
-        if machine.state.is_active() {
+        require_ready(&machine)?;
+        // The record alone is not believed: what counts is that no VMM lives.
+        if machine.state.is_active() || self.locks.is_held(&Lockable::Run(id))? {
             let Machine { name, state, .. } = machine;
             return Err(Error::MachineActive {
                 machine: name,
@@ -200,16 +218,38 @@ impl Engine {
         Ok(machine)
     }
 
-    /// Moves a machine to a state where that is a step it can take; returns whether it was.
+    /// Moves a machine to a state where that is a step it can take; returns whether it was. A
+    /// stop under way is never taken back by this: an event that arrives late would do so.
     pub(crate) fn advance(&self, id: MachineId, next: MachineState) -> Result<bool> {
         self.catalogue.write(|session| {
             let state = session.machine(id)?.state;
-            let step = state != next && state.can_become(next);
+            let takes_back = matches!(
+                (state, next),
+                (MachineState::Stopping(_), MachineState::Running)
+            );
+            let step = state != next && state.can_become(next) && !takes_back;
             if step {
                 session.set_machine_state(id, next)?;
             }
             Ok(step)
         })
+    }
+
+    /// Gives a running machine's VMM a command.
+    fn command<T>(
+        &self,
+        machine: &Machine,
+        action: &'static str,
+        order: impl FnOnce(&mut dyn Control) -> Result<T, VmmError>,
+    ) -> Result<T> {
+        self.vmm(machine.vmm)
+            .connect(&self.runtime(machine.id))
+            .and_then(|mut control| order(control.as_mut()))
+            .map_err(|source| Error::Vmm {
+                action,
+                machine: machine.name.clone(),
+                source,
+            })
     }
 
     /// Where a machine keeps its sockets and logs.
@@ -232,14 +272,16 @@ impl Engine {
     }
 
     /// Says by name, where the lock is known by ID, what somebody else works on.
-    fn named(&self, error: CatalogError) -> Error {
+    pub(super) fn named(&self, error: CatalogError) -> Error {
         let CatalogError::Locked { object, holder } = error else {
             return error.into();
         };
         let name = self.catalogue.read(|session| {
             Ok::<_, CatalogError>(match object {
                 Lockable::Volume(id) => format!("volume {}", session.volume(id)?.name),
-                Lockable::Machine(id) => format!("machine {}", session.machine(id)?.name),
+                Lockable::Machine(id) | Lockable::Run(id) => {
+                    format!("machine {}", session.machine(id)?.name)
+                }
                 _ => object.to_string(),
             })
         });
@@ -255,8 +297,21 @@ impl Engine {
         set.add_machines(machine)
             .and_then(|()| set.add_volumes(volumes.iter().copied()))
             .map_err(|error| self.named(error))?;
+        // Whoever had them before us may have been killed with something begun.
+        self.recover_held(&set)?;
         Ok(set)
     }
+}
+
+/// Refuses a machine that was deleted, as far as that went, before its lock was ours.
+fn require_ready(machine: &Machine) -> Result<()> {
+    if machine.lifecycle == Lifecycle::Ready {
+        return Ok(());
+    }
+    Err(Error::NotFound {
+        kind: Kind::Machine,
+        reference: machine.name.to_string(),
+    })
 }
 
 fn view(session: &Session<'_>, machine: Machine) -> Result<MachineView> {

@@ -8,35 +8,45 @@ use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use sistemo_catalog::{Lockable, RunningProcess};
-use sistemo_host::directory::{Directory, Open};
+use sistemo_host::directory::FileError;
 use sistemo_host::lock::{Lock, PATIENCE};
+use sistemo_host::process::Ending;
 use sistemo_images::{GuestIdentity, command_line};
 use sistemo_model::{Access, Exposure, Machine, MachineId, MachineState, StopHow, Volume};
 use sistemo_pools::Location;
 use sistemo_vmm::{
-    BootSource, Credential, Disk, DiskLocation, DiskSerial, MachineSpec, Network, Started, VmmEvent,
+    BootSource, Credential, Disk, DiskLocation, DiskSerial, MachineSpec, Network, RunStatus,
+    Started, VmmError, VmmEvent,
 };
 
-use super::LOOPBACK;
-use super::run::{POLL_INTERVAL, Readiness};
+use super::console::CONSOLE_LOG;
+use super::start::Readiness;
+use super::{LOOPBACK, POLL_INTERVAL};
 use crate::engine::Engine;
-use crate::error::{Error, MonitorError, Result};
+use crate::error::{Error, Result, causes};
 use crate::volumes::pool_error;
 
 /// The guest's SSH server listens here.
 const GUEST_SSH_PORT: u16 = 22;
 const EVENT_PATIENCE: Duration = Duration::from_secs(60);
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
+/// A guest that prints all the time fills this within hours, not within a minute.
+const CONSOLE_LOG_LIMIT: u64 = 8 << 20;
+const CONSOLE_LOG_KEPT: usize = 1 << 20;
 
 impl Engine {
     /// Follows a machine until its end. This is the body of the monitor process.
     ///
-    /// For a machine that is starting, standard input is its run lock, and one line of JSON on
-    /// standard output tells how the start went. For one that runs already, both are empty.
+    /// Where standard input is the machine's run lock, it starts the machine, and one line of
+    /// JSON on standard output tells how that went. Otherwise it follows one that runs already.
     ///
     /// # Errors
     /// Where the machine could not be started or followed.
@@ -44,63 +54,91 @@ impl Engine {
         // A session of its own: the terminal's signals are not for it. It fails only for a
         // process that leads one already.
         let _ = rustix::process::setsid();
-        let monitor = Lockable::Monitor(id);
-        let Some(_monitoring) = self.locks.try_acquire(&monitor, self.purpose())? else {
+        let lock = self.locks.path(&Lockable::Monitor(id));
+        // Whoever asks whether it is held holds it for an instant.
+        let monitoring = Lock::acquire(&lock, self.purpose(), MONITOR_PATIENCE);
+        let machine = self.catalogue.read(|session| session.machine(id))?;
+        let run_lock = self.locks.path(&Lockable::Run(id));
+        let alive = inherited_lock(&run_lock).map_err(|source| Error::File {
+            action: "take over the machine's run lock".to_owned(),
+            source,
+        })?;
+        let Some(alive) = alive else {
+            // Two commands may find a machine without a monitor at once, and one that has
+            // ended meanwhile may be starting again: then the other monitor follows it.
+            if monitoring.is_ok() && machine.state != MachineState::Starting {
+                self.follow(&machine);
+                self.record_ending(id)?;
+            }
             return Ok(());
         };
-        let machine = self.catalogue.read(|session| session.machine(id))?;
-        if machine.state == MachineState::Starting {
-            let started = self.start_vmm(&machine);
-            let readiness = match &started {
-                Ok(()) => Readiness::Running,
-                Err(error) => Readiness::Failed(MonitorError::texts(error)),
-            };
-            if started.is_err() {
-                let _ = self.advance(id, MachineState::Stopped(None))?;
-            }
-            answer(&readiness);
-            started?;
+        let started = monitoring
+            .map_err(|source| Error::Busy {
+                object: format!("the monitor of {}", machine.name),
+                holder: source.to_string(),
+            })
+            .and_then(|monitoring| self.start_vmm(&machine, alive).map(|()| monitoring));
+        if let Err(error) = &started {
+            self.close_volumes(id);
+            answer(&Readiness::Failed(causes(error)));
         }
+        let _monitoring = started?;
+        answer(&Readiness::Running);
         self.follow(&machine);
         self.record_ending(id)
     }
 
-    fn start_vmm(&self, machine: &Machine) -> Result<()> {
+    fn start_vmm(&self, machine: &Machine, alive: Lock) -> Result<()> {
         let runtime = self.runtime(machine.id);
-        let alive =
-            inherited_lock(&self.locks.path(&Lockable::Run(machine.id))).map_err(|source| {
-                Error::File {
-                    action: "take over the machine's run lock".to_owned(),
-                    source,
-                }
-            })?;
         let spec = self.specify(machine)?;
         let vmm = self.vmm(machine.vmm);
-        let started = vmm
-            .start(&spec, &runtime, &alive)
-            .map_err(|source| Error::Vmm {
-                action: "start",
-                machine: machine.name.clone(),
-                source,
-            })?;
+        let fail = |source| Error::Vmm {
+            action: "start",
+            machine: machine.name.clone(),
+            source,
+        };
+        let started = vmm.start(&spec, &runtime, &alive).map_err(fail)?;
+        let process = started.process.clone();
+        if let Err(error) = self.record_start(machine.id, started) {
+            // Nobody would know of it: it must not outlive this failure.
+            let ended = process
+                .end(Ending::Kill)
+                .and_then(|()| process.wait_gone(None));
+            tracing::warn!(%error, gone = ended.is_ok(), "the machine runs and cannot be recorded");
+            return Err(error);
+        }
+        // Only the VMM keeps it alive now: where that ends, the lock must be free at once.
+        drop(alive);
+        release_stdin();
+        Ok(())
+    }
+
+    /// Records that the machine runs, unless somebody has stopped it on its way.
+    fn record_start(&self, id: MachineId, started: Started) -> Result<()> {
+        let Started {
+            process,
+            accelerator,
+        } = started;
         self.catalogue.write(|session| {
-            let Started {
-                process,
-                accelerator,
-            } = started;
+            let machine = session.machine(id)?;
+            if machine.state != MachineState::Starting {
+                let Machine { name, state, .. } = machine;
+                let action = "let it run".to_owned();
+                return Err(Error::MachineActive {
+                    machine: name,
+                    state,
+                    action,
+                });
+            }
             session.set_process(
-                machine.id,
+                id,
                 Some(&RunningProcess {
                     process,
                     accelerator,
                 }),
             )?;
-            Ok::<_, Error>(session.set_machine_state(machine.id, MachineState::Running)?)
-        })?;
-        // Only the VMM keeps it alive now: where that ends, the lock must be free at once.
-        drop(alive);
-        release_stdin();
-        Ok(())
+            Ok(session.set_machine_state(id, MachineState::Running)?)
+        })
     }
 
     /// What the VMM is to run: disks in the order of their devices, and the guest's identity.
@@ -132,7 +170,11 @@ impl Engine {
                 ],
             },
             Some(boot) => {
-                let find = |digest| self.images.kernel(digest).map_err(Error::ImageStore);
+                let unfit = |source| Error::Boot {
+                    machine: machine.name.clone(),
+                    source,
+                };
+                let find = |digest| self.images.kernel(digest).map_err(unfit);
                 let identity = GuestIdentity {
                     machine: machine.id,
                     name: machine.name.clone(),
@@ -141,7 +183,7 @@ impl Engine {
                 BootSource::Kernel {
                     kernel: find(&boot.kernel)?,
                     initrd: boot.initrd.as_ref().map(find).transpose()?,
-                    command_line: command_line(&identity).map_err(Error::ImageStore)?,
+                    command_line: command_line(&identity).map_err(unfit)?,
                 }
             }
         };
@@ -190,26 +232,45 @@ impl Engine {
                 return;
             }
         };
-        match self.vmm(machine.vmm).follow(&self.runtime(machine.id)) {
-            Err(error) => tracing::warn!(%error, "cannot follow the VMM's events"),
-            Ok(mut control) => loop {
-                match control.next_event(EVENT_PATIENCE) {
-                    Ok(Some(event)) => self.take_note(machine.id, &event),
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "the VMM's events have ended");
-                        break;
-                    }
-                }
-            },
+        while let Err(error) = self.follow_events(machine) {
+            if error.is_gone() {
+                break;
+            }
+            tracing::warn!(%error, "cannot follow the VMM's events; trying again");
+            if process.wait_gone(Some(RECONNECT_INTERVAL)).unwrap_or(true) {
+                break;
+            }
         }
         if let Err(error) = process.wait_gone(None) {
             tracing::error!(%error, "cannot wait for the VMM");
         }
     }
 
+    /// Follows a VMM's events until the connection breaks. What happened before is asked for.
+    fn follow_events(&self, machine: &Machine) -> Result<(), VmmError> {
+        let runtime = self.runtime(machine.id);
+        let mut control = self.vmm(machine.vmm).follow(&runtime)?;
+        self.take_status(machine.id, control.status()?);
+        loop {
+            match control.next_event(EVENT_PATIENCE)? {
+                Some(event) => self.take_note(machine.id, &event),
+                // What could not be recorded when it happened is made up for.
+                None => self.take_status(machine.id, control.status()?),
+            }
+            bound_console_log(&runtime);
+        }
+    }
+
+    fn take_status(&self, id: MachineId, status: RunStatus) {
+        match status {
+            RunStatus::Paused(cause) => self.take_note(id, &VmmEvent::Paused(cause)),
+            RunStatus::Running => self.take_note(id, &VmmEvent::Resumed),
+            RunStatus::Starting | RunStatus::Stuck | RunStatus::Ending => {}
+        }
+    }
+
     fn take_note(&self, id: MachineId, event: &VmmEvent) {
-        tracing::info!(?event, "event");
+        tracing::debug!(?event, "event");
         let next = match event {
             VmmEvent::Paused(cause) => MachineState::Paused(*cause),
             VmmEvent::Resumed => MachineState::Running,
@@ -218,6 +279,8 @@ impl Engine {
             | VmmEvent::Reset
             | VmmEvent::DiskError { .. } => return,
         };
+        // A machine pauses at a full disk, which may be the catalogue's too.
+        self.use_reserve_where_full();
         if let Err(error) = self.advance(id, next) {
             tracing::error!(%error, "cannot record the machine's state");
         }
@@ -226,33 +289,43 @@ impl Engine {
     /// Records how a machine ended whose VMM is gone, and does what belongs to a stop. Called
     /// by its monitor, or by whoever finds the machine without one; the second call does nothing.
     pub(super) fn record_ending(&self, id: MachineId) -> Result<()> {
+        self.use_reserve_where_full();
+        let how = self.how_it_ended(&self.catalogue.read(|session| session.machine(id))?);
         let ended = self.catalogue.write(|session| {
             let machine = session.machine(id)?;
             // Whoever starts a machine takes its run lock before it changes the record, so a
             // lock that is free in here means that the recorded run is over.
             let alive = self.locks.is_held(&Lockable::Run(id))?;
             if alive || !machine.state.is_active() {
-                return Ok(None);
+                return Ok(false);
             }
-            let how = self.how_it_ended(&machine);
             session.set_machine_state(id, MachineState::Stopped(Some(how)))?;
-            session.set_process(id, None)?;
-            let attachments = session.attachments_of(id)?;
-            let volumes = attachments
-                .iter()
-                .map(|held| session.volume(held.volume))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, Error>(Some((how, volumes)))
+            Ok::<_, Error>(true)
         })?;
-        if let Some((how, volumes)) = ended {
+        if ended {
             tracing::info!(%how, "the machine has ended");
-            for volume in volumes {
+            self.close_volumes(id);
+        }
+        Ok(())
+    }
+
+    /// Closes a machine's volumes in their pools. A pool that cannot, having been unmounted for
+    /// instance, has nothing of them open.
+    fn close_volumes(&self, id: MachineId) {
+        let close = || {
+            for attachment in self.catalogue.read(|session| session.attachments_of(id))? {
+                let volume = self
+                    .catalogue
+                    .read(|session| session.volume(attachment.volume))?;
                 self.pool(&volume.pool)?
                     .close(volume.id)
                     .map_err(|source| pool_error(&volume, "close", source))?;
             }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = close() {
+            tracing::warn!(%error, "cannot close the machine's volumes");
         }
-        Ok(())
     }
 
     fn how_it_ended(&self, machine: &Machine) -> StopHow {
@@ -272,14 +345,21 @@ impl Engine {
         }
     }
 
-    /// Ends a VMM whose start was cut short before its process was recorded: the monitor was
-    /// killed, and so was whoever had started that. While somebody has the machine's lock, a
-    /// start may be under way, and nothing is done.
+    /// Ends the start of a machine that was cut short before its VMM's process was recorded: the
+    /// monitor was killed, and so was whoever had started that. While somebody has the machine's
+    /// lock, a start may be under way, and nothing is done.
     pub(super) fn end_abandoned_start(&self, machine: &Machine) -> Result<()> {
-        let id = machine.id;
-        let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
+        let Some(_held) = self.locks.try_machine(machine.id, self.purpose())? else {
             return Ok(());
         };
+        self.end_unrecorded_vmm(machine)?;
+        self.record_ending(machine.id)
+    }
+
+    /// Ends the VMM that a killed monitor may have left behind. Nobody knows its process; that
+    /// it lives is known by the run lock, and it can be told to quit.
+    pub(super) fn end_unrecorded_vmm(&self, machine: &Machine) -> Result<()> {
+        let id = machine.id;
         let deadline = Instant::now() + PATIENCE;
         while self.locks.is_held(&Lockable::Run(id))? && Instant::now() < deadline {
             // A VMM that is just beginning does not listen yet.
@@ -290,50 +370,72 @@ impl Engine {
             tracing::debug!(machine = %machine.name, ok = told.is_ok(), "ending an abandoned start");
             thread::sleep(POLL_INTERVAL);
         }
-        self.record_ending(id)
-    }
-
-    /// Takes a machine for running that was asked to stop by somebody who is gone, and did not.
-    pub(super) fn end_abandoned_stop(&self, id: MachineId) -> Result<()> {
-        if let Some(_held) = self.locks.try_machine(id, self.purpose())?
-            && self.locks.is_held(&Lockable::Run(id))?
-        {
-            let _ = self.advance(id, MachineState::Running)?;
+        if self.locks.is_held(&Lockable::Run(id))? {
+            let Machine { name, state, .. } = self.catalogue.read(|session| session.machine(id))?;
+            let action = "end a VMM that was left behind".to_owned();
+            return Err(Error::MachineActive {
+                machine: name,
+                state,
+                action,
+            });
         }
         Ok(())
     }
 
-    /// Starts a monitor for a machine that runs without one.
-    pub(super) fn adopt(&self, machine: &Machine) -> Result<()> {
-        tracing::info!(machine = %machine.name, "its monitor is gone; starting another");
-        let runtime = self.make_runtime(machine.id)?;
-        let log = Directory::open(&runtime)
-            .and_then(|directory| directory.file(super::run::MONITOR_LOG, Open::CreateOrOpen))
-            .map_err(|source| Error::File {
-                action: "keep the monitor's log".to_owned(),
-                source,
-            })?;
-        let command = &self.caller.monitor;
-        sistemo_host::program::Program::at(&command.program)
-            .args(&command.arguments)
-            .arg(machine.id.to_string())
-            .current_dir(&runtime)
-            .spawn_logged(log)
-            .map_err(|source| Error::Program {
-                action: "start the machine's monitor",
-                source,
-            })?;
-        Ok(())
+    /// Takes a machine for running that was asked to stop by somebody who is gone, and did not.
+    pub(super) fn end_abandoned_stop(&self, id: MachineId) -> Result<()> {
+        let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
+            return Ok(());
+        };
+        self.catalogue.write(|session| {
+            let stopping = matches!(session.machine(id)?.state, MachineState::Stopping(_));
+            if stopping && self.locks.is_held(&Lockable::Run(id))? {
+                session.set_machine_state(id, MachineState::Running)?;
+            }
+            Ok(())
+        })
     }
 }
 
-fn inherited_lock(path: &Path) -> Result<Lock, sistemo_host::directory::FileError> {
+/// Keeps what a guest prints from filling the host's disk: of a log that has grown too long only
+/// the end stays. The VMM appends to it, so it may be cut while it is written to.
+fn bound_console_log(runtime: &Path) {
+    let bound = || -> std::io::Result<()> {
+        let log = File::options()
+            .read(true)
+            .write(true)
+            .open(runtime.join(CONSOLE_LOG))?;
+        let length = log.metadata()?.len();
+        if length > CONSOLE_LOG_LIMIT {
+            let mut tail = vec![0; CONSOLE_LOG_KEPT];
+            log.read_exact_at(&mut tail, length - CONSOLE_LOG_KEPT as u64)?;
+            log.set_len(0)?;
+            log.write_all_at(&tail, 0)?;
+        }
+        Ok(())
+    };
+    if let Err(error) = bound() {
+        tracing::warn!(%error, "cannot shorten the console's log");
+    }
+}
+
+/// The run lock, where standard input is it: that is what makes a monitor one that starts.
+fn inherited_lock(path: &Path) -> Result<Option<Lock>, FileError> {
+    let stdin = std::io::stdin();
+    let fail = |error: Errno| FileError::new("take over", path, error);
+    let given = rustix::fs::fstat(&stdin).map_err(fail)?;
+    let Ok(lock) = rustix::fs::stat(path) else {
+        return Ok(None);
+    };
+    if (given.st_dev, given.st_ino) != (lock.st_dev, lock.st_ino) {
+        return Ok(None);
+    }
     // The VMM inherits from this handle; standard input itself is let go of once it runs.
-    let file = std::io::stdin()
+    let file = stdin
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|error| sistemo_host::directory::FileError::new("take over", path, error))?;
-    Ok(Lock::inherited(File::from(file), PathBuf::from(path)))
+        .map_err(|error| FileError::new("take over", path, error))?;
+    Ok(Some(Lock::inherited(File::from(file), PathBuf::from(path))))
 }
 
 /// Lets go of standard input, which is the run lock.

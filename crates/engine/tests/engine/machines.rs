@@ -309,18 +309,20 @@ fn a_stopped_machine_can_be_changed_and_renamed() {
     let changes = MachineChanges {
         vcpus: Some(4.try_into().unwrap()),
         memory,
+        expose: Some(vec!["8080:80".parse().unwrap()]),
         autostart: Some(true),
     };
-    let machine = engine.set_machine(&reference("one"), changes).unwrap();
+    let machine = engine.set_machine(&reference("one"), &changes).unwrap();
     assert_eq!(
         (machine.vcpus, machine.memory_mb, machine.autostart),
         (4, 1024, true)
     );
+    assert_eq!(machine.exposed[0].host.to_string(), "127.0.0.1:8080");
     let partly = MachineChanges {
         autostart: Some(false),
         ..MachineChanges::default()
     };
-    let machine = engine.set_machine(&reference("one"), partly).unwrap();
+    let machine = engine.set_machine(&reference("one"), &partly).unwrap();
     assert_eq!(
         (machine.vcpus, machine.memory_mb, machine.autostart),
         (4, 1024, false)

@@ -68,6 +68,13 @@ fn pool(engine: &Engine, pool: &str) -> PoolView {
     engine.pool_view(&name(pool)).unwrap()
 }
 
+/// What the doctor finds of each pool.
+fn pool_checks(settings: &Settings) -> Vec<(Verdict, String)> {
+    let checks = examine(settings).into_iter();
+    let pools = checks.filter(|check| check.name == "pool");
+    pools.map(|check| (check.verdict, check.found)).collect()
+}
+
 /// Why a pool is unavailable.
 fn reason(engine: &Engine, of: &str) -> String {
     let view = pool(engine, of);
@@ -477,10 +484,14 @@ fn a_missing_disk_makes_its_own_pool_unavailable_and_nothing_is_made_in_its_plac
         entries(&mount.point).is_empty(),
         "the mount point stays empty"
     );
-    let checks = examine(&Settings::defaults(&house.data_dir()));
-    let pools = checks.iter().find(|check| check.name == "pools").unwrap();
-    assert_eq!(pools.verdict, Verdict::Warning);
-    assert!(pools.found.starts_with("disk: "), "{}", pools.found);
+    let checks = pool_checks(engine.settings());
+    let [usual, disk] = checks.as_slice() else {
+        panic!("{checks:?}")
+    };
+    assert_eq!(usual.0, Verdict::Ok);
+    assert!(usual.1.starts_with("default: 2 volumes"), "{usual:?}");
+    assert_eq!(disk.0, Verdict::Warning);
+    assert!(disk.1.starts_with("disk: "), "{disk:?}");
 
     mount.mount();
     let engine = house.engine();
@@ -620,6 +631,9 @@ fn a_default_pool_that_does_not_exist_is_told_with_where_it_came_from() {
     let error = engine.create_volume(new).unwrap_err().to_string();
     let expected = "pool nope, the `default_pool` from SISTEMO_DEFAULT_POOL, does not exist";
     assert_eq!(error, expected);
+    let checks = pool_checks(engine.settings());
+    let told = "nope, the `default_pool` from SISTEMO_DEFAULT_POOL, does not exist";
+    assert_eq!(checks[0], (Verdict::Failed, told.to_owned()));
     volume_in(&engine, "default", "data");
 }
 
@@ -638,6 +652,13 @@ fn a_section_that_is_gone_leaves_its_pool_to_be_put_back() {
     assert_eq!(pool(&engine, "foo").path.as_deref(), Some(place.as_path()));
     assert_eq!(engine.pool_views().unwrap().len(), 2);
     assert_eq!(status(&engine, "data"), VolumeStatus::Error);
+    let checks = pool_checks(engine.settings());
+    assert_eq!(checks[0], (Verdict::Ok, "default: not used yet".to_owned()));
+    assert_eq!(checks[1].0, Verdict::Warning);
+    assert!(
+        checks[1].1.starts_with("foo: it holds volumes"),
+        "{checks:?}"
+    );
     let elsewhere = house.path("elsewhere");
     engine.add_pool(&new("foo", &elsewhere)).unwrap_err();
     assert!(!elsewhere.exists(), "its volumes are not there");

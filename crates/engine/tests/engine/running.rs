@@ -7,6 +7,7 @@ use sistemo::Engine;
 use sistemo::Error;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
 use sistemo::model::{Access, PauseCause, StopHow};
+use sistemo_host::directory::Directory;
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_testkit::{Action, Requirement, met};
 
@@ -103,6 +104,18 @@ fn a_graceful_stop_presses_the_power_button() {
     };
     start(&engine, "m");
     // Pressed while the guest still boots, the button is missed; it is pressed again.
+    let (stopped, _) = engine.stop_machine(&reference("m"), GRACEFUL).unwrap();
+    assert_eq!(stopped.stopped_how, Some(StopHow::Clean));
+}
+
+#[test]
+fn a_paused_machine_is_let_go_to_power_itself_off() {
+    let Some((_house, engine)) = guest(&[Action::WaitForButton, Action::PowerOff]) else {
+        return;
+    };
+    start(&engine, "m");
+    let (paused, _) = engine.pause_machine(&reference("m")).unwrap();
+    assert_eq!(paused.status, "paused");
     let (stopped, _) = engine.stop_machine(&reference("m"), GRACEFUL).unwrap();
     assert_eq!(stopped.stopped_how, Some(StopHow::Clean));
 }
@@ -272,8 +285,28 @@ fn a_deleted_machine_is_stopped_first() {
 }
 
 #[test]
-fn a_deploy_whose_guest_ends_early_leaves_nothing() {
-    let Some((house, engine)) = guest(&[Action::PowerOff]) else {
+fn a_machine_whose_root_cannot_go_with_it_is_not_even_stopped() {
+    let Some((house, engine)) = guest(&[]) else {
+        return;
+    };
+    start(&engine, "m");
+    let home = Directory::open(&house.data_dir()).unwrap();
+    home.rename("volumes", "elsewhere").unwrap();
+    let error = house
+        .engine()
+        .delete_machine(&reference("m"), Storage::RemoveRoot)
+        .unwrap_err();
+    assert!(matches!(error, Error::Pool { .. }), "{error}");
+    home.rename("elsewhere", "volumes").unwrap();
+    assert_eq!(machine(&engine).status, "running");
+    let _ = engine
+        .stop_machine(&reference("m"), StopRequest::Forced)
+        .unwrap();
+}
+
+#[test]
+fn a_deploy_whose_guest_ends_early_keeps_what_the_guest_wrote() {
+    let Some((_house, engine)) = guest(&[Action::Write("vda"), Action::PowerOff]) else {
         return;
     };
     let new = Deploy {
@@ -286,9 +319,40 @@ fn a_deploy_whose_guest_ends_early_leaves_nothing() {
         error.to_string().contains("guest: up"),
         "the console is quoted: {error}"
     );
-    assert!(engine.machine(&reference("early")).is_err());
-    assert!(engine.volume(&reference("early-root")).is_err());
-    assert_eq!(house.volume_files().len(), 4);
+    let machine = engine.machine(&reference("early")).unwrap();
+    assert_eq!(machine.stopped_how, Some(StopHow::Clean));
+    let root = engine.volume(&reference("early-root")).unwrap();
+    let mut written = [0; 7];
+    let file = std::fs::File::open(root.path.unwrap()).unwrap();
+    file.read_exact_at(&mut written, 0).unwrap();
+    assert_eq!(&written, b"sistemo");
+}
+
+#[test]
+fn a_paused_state_that_nobody_recorded_is_asked_for() {
+    let Some((house, engine)) = guest(&[Action::Count]) else {
+        return;
+    };
+    let started = start(&engine, "m");
+    for monitor in monitors(&started.id.to_string()) {
+        kill(monitor);
+    }
+    // Behind the engine's back, while no monitor follows the machine.
+    let runtime = house
+        .data_dir()
+        .join("machines")
+        .join(started.id.to_string());
+    let mut control = sistemo_vmm::Vmm::connect(&sistemo_vmm::Qemu::new(), &runtime).unwrap();
+    control.pause().unwrap();
+    drop(control);
+    wait_until("the state it is really in", || {
+        machine(&engine).status == "paused"
+    });
+    let (resumed, changed) = engine.resume_machine(&reference("m")).unwrap();
+    assert_eq!(
+        (resumed.status, changed),
+        ("running", sistemo::Changed::Yes)
+    );
 }
 
 #[test]

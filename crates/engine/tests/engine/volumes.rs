@@ -3,10 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
+use sistemo::doctor::Verdict;
+use sistemo::machines::Storage;
 use sistemo::model::{Bytes, Filesystem};
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus};
 use sistemo::{Error, Notice};
 use sistemo_host::directory::Directory;
+use sistemo_host::program::Program;
 
 use crate::fixture::{GIB, House, MIB, attaching, plan, reference, volume};
 
@@ -277,6 +280,27 @@ fn a_filesystem_that_cannot_be_grown_is_refused_before_anything_changes() {
 }
 
 #[test]
+fn a_filesystem_with_errors_that_can_be_corrected_is_corrected_and_grown() {
+    let house = House::new();
+    let engine = house.engine();
+    let path = volume(&engine, "v", "32M").path.unwrap();
+    // As the kernel leaves a filesystem in which it found errors, and a count that is wrong.
+    for change in ["state 3", "free_inodes_count 1"] {
+        let debugfs = Program::find("debugfs").unwrap().args(["-w", "-R"]);
+        debugfs
+            .arg(format!("set_super_value {change}"))
+            .arg(&path)
+            .run()
+            .unwrap();
+    }
+    let to = Bytes::from_mib(64);
+    engine
+        .resize_volume(&reference("v"), to, Grow::DeviceAndFilesystem)
+        .unwrap();
+    assert_eq!(ext4_bytes(&path), 64 * MIB);
+}
+
+#[test]
 fn a_renamed_volume_keeps_its_id_and_its_description_follows() {
     let house = House::new();
     let engine = house.engine();
@@ -352,6 +376,33 @@ fn an_attached_volume_is_not_deleted() {
 }
 
 #[test]
+fn a_volume_whose_pool_is_away_is_not_deleted() {
+    let house = House::new();
+    let engine = house.engine();
+    house.import_disk(&engine, MIB);
+    volume(&engine, "v", "16M");
+    engine.deploy(&plan("disk", "m")).unwrap();
+    let home = Directory::open(&house.data_dir()).unwrap();
+    home.rename("volumes", "elsewhere").unwrap();
+    let away = house.engine();
+    for error in [
+        away.delete_volume(&reference("v")).unwrap_err(),
+        away.delete_machine(&reference("m"), Storage::RemoveRoot)
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Pool { .. }), "{error}");
+    }
+    home.rename("elsewhere", "volumes").unwrap();
+    let back = house.engine();
+    assert_eq!(back.volumes().unwrap().len(), 2);
+    assert_eq!(
+        back.volume(&reference("v")).unwrap().status,
+        VolumeStatus::Available
+    );
+    assert_eq!(back.machine(&reference("m")).unwrap().volumes.len(), 1);
+}
+
+#[test]
 fn a_data_directory_is_made_but_never_its_parent() {
     let house = House::new();
     let engine = house.engine();
@@ -388,6 +439,40 @@ fn a_pool_directory_that_was_emptied_is_not_written_to() {
         house.engine().volume(&reference("v")).unwrap().status,
         VolumeStatus::Available
     );
+}
+
+#[test]
+fn the_doctor_sees_what_does_not_belong_in_a_pool_and_what_is_missing() {
+    let house = House::new();
+    let engine = house.engine();
+    let look = || {
+        let checks = sistemo::doctor::examine(engine.settings());
+        let pool = checks
+            .into_iter()
+            .find(|check| check.name == "pool")
+            .unwrap();
+        (pool.verdict, pool.found)
+    };
+    let kept = volume(&engine, "kept", "16M");
+    let gone = volume(&engine, "gone", "16M");
+    let (verdict, found) = look();
+    assert_eq!(verdict, Verdict::Ok);
+    assert!(found.starts_with("default: 2 volumes"), "{found}");
+
+    let pool = house.data_dir().join("volumes");
+    File::create(pool.join("notes.txt")).unwrap();
+    std::fs::remove_file(gone.path.unwrap()).unwrap();
+    let (verdict, found) = look();
+    assert_eq!(verdict, Verdict::Warning);
+    assert!(found.contains("notes.txt is nothing of ours"), "{found}");
+    assert!(
+        found.contains(&format!("gone ({}) is missing", gone.id)),
+        "{found}"
+    );
+    assert!(!found.contains(&kept.id.to_string()), "{found}");
+
+    std::fs::remove_file(pool.join(".sistemo-pool")).unwrap();
+    assert_eq!(look().0, Verdict::Failed);
 }
 
 #[test]

@@ -43,6 +43,13 @@ use crate::VmmError;
 use crate::accelerator;
 use crate::contract::{Control, MachineSpec, Probe, Started, Vmm};
 
+/// What QEMU says where another one has an image open (block/file-posix.c).
+const STILL_LOCKED: &str = "Is another process using the image";
+/// The kernel may take this long to let go of what a QEMU had open that has just ended: requests
+/// in an `io_uring` are taken back after the process is gone.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+const RELEASE_PAUSE: Duration = Duration::from_millis(50);
+
 const PROGRAM: &str = "qemu-system-x86_64";
 const SOCKETS: [&str; 4] = [CONTROL, EVENTS, CONSOLE, AGENT];
 const CONTROL_LOCK: &str = "control.lock";
@@ -179,10 +186,10 @@ impl Vmm for Qemu {
                 .collect::<Result<_, _>>()?,
             alive,
         };
-        match attempt.run(Aio::IoUring) {
+        match attempt.run_when_released(Aio::IoUring) {
             Err(VmmError::Start { words, .. }) if words.contains("io_uring") => {
                 tracing::info!(machine = %spec.name, %words, "io_uring does not work, using threads");
-                attempt.run(Aio::Threads)
+                attempt.run_when_released(Aio::Threads)
             }
             other => other,
         }
@@ -212,6 +219,23 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    /// Runs, and runs again while the QEMU before it has not let go of the disks. That one is
+    /// gone: whoever starts a machine has its run lock.
+    fn run_when_released(&self, aio: Aio) -> Result<Started, VmmError> {
+        let deadline = Instant::now() + RELEASE_LIMIT;
+        loop {
+            match self.run(aio) {
+                Err(VmmError::Start { words, .. })
+                    if words.contains(STILL_LOCKED) && Instant::now() < deadline =>
+                {
+                    tracing::info!(%words, "a disk is still locked, trying again");
+                    thread::sleep(RELEASE_PAUSE);
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn run(&self, aio: Aio) -> Result<Started, VmmError> {
         let arguments = command::arguments(self.spec, self.accelerator, aio, &self.caching)?;
         let messages = self.clear()?;

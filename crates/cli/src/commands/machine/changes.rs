@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use sistemo::machines::{MachineChanges, MachineView};
-use sistemo::model::{Bytes, Reference, VcpuCount};
+use sistemo::model::{Bytes, Exposure, Reference, VcpuCount};
 
 use crate::arguments::reference;
 use crate::failure::Failure;
@@ -17,16 +17,17 @@ pub(crate) struct Set {
     /// The machine's name, ID, or the first 8 or more characters of its ID
     #[arg(value_parser = reference)]
     machine: Reference,
-    /// What to change: vcpus=NUMBER, memory=SIZE, autostart=true|false
+    /// What to change: vcpus=NUMBER, memory=SIZE, expose=[HOST:]GUEST[,…], autostart=true|false
     #[arg(value_name = "KEY=VALUE", value_parser = Change::parse, required = true)]
     changes: Vec<Change>,
 }
 
 /// One change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
     Vcpus(VcpuCount),
     Memory(Bytes),
+    Expose(Vec<Exposure>),
     Autostart(bool),
 }
 
@@ -38,13 +39,20 @@ impl Change {
         match key {
             "vcpus" => parsed(value).map(Change::Vcpus),
             "memory" => parsed(value).map(Change::Memory),
+            // Nothing behind the sign: nothing is exposed.
+            "expose" => value
+                .split(',')
+                .filter(|port| !port.is_empty())
+                .map(parsed)
+                .collect::<Result<_, _>>()
+                .map(Change::Expose),
             "autostart" => match value {
                 "true" => Ok(Change::Autostart(true)),
                 "false" => Ok(Change::Autostart(false)),
                 _ => Err(format!("autostart is true or false, not `{value}`")),
             },
             _ => Err(format!(
-                "unknown key `{key}`; the keys are vcpus, memory, autostart"
+                "unknown key `{key}`; the keys are vcpus, memory, expose, autostart"
             )),
         }
     }
@@ -66,6 +74,7 @@ impl Set {
             let (key, repeated) = match change {
                 Change::Vcpus(vcpus) => ("vcpus", all.vcpus.replace(vcpus).is_some()),
                 Change::Memory(memory) => ("memory", all.memory.replace(memory).is_some()),
+                Change::Expose(ports) => ("expose", all.expose.replace(ports).is_some()),
                 Change::Autostart(start) => ("autostart", all.autostart.replace(start).is_some()),
             };
             if repeated {
@@ -75,7 +84,7 @@ impl Set {
                 });
             }
         }
-        Ok(session.engine()?.set_machine(&self.machine, all)?)
+        Ok(session.engine()?.set_machine(&self.machine, &all)?)
     }
 }
 
@@ -93,14 +102,21 @@ mod tests {
             Change::parse("autostart=false"),
             Ok(Change::Autostart(false))
         );
+        assert_eq!(Change::parse("expose="), Ok(Change::Expose(Vec::new())));
+        let two = ["8080:80", "22"].map(|port| port.parse().unwrap());
+        assert_eq!(
+            Change::parse("expose=8080:80,22"),
+            Ok(Change::Expose(two.to_vec()))
+        );
         for (text, named) in [
+            ("expose=80:x", "`80:x`"),
             ("vcpus", "`vcpus` is not KEY=VALUE"),
             ("vcpus=0", "`0`"),
             ("memory=lots", "`lots`"),
             ("autostart=yes", "`yes`"),
             (
                 "colour=red",
-                "unknown key `colour`; the keys are vcpus, memory, autostart",
+                "unknown key `colour`; the keys are vcpus, memory, expose, autostart",
             ),
         ] {
             let error = Change::parse(text).unwrap_err();
