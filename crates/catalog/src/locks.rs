@@ -36,6 +36,8 @@ pub enum Lockable {
     Image(ImageName),
     /// The product's SSH key, while it is made.
     SshKey,
+    /// Which pools there are, while that is changed, or a pool is used for the first time.
+    Pools,
 }
 
 impl Lockable {
@@ -47,6 +49,7 @@ impl Lockable {
             Lockable::Monitor(id) => format!("machine-{id}.monitor"),
             Lockable::Image(name) => format!("image-{name}.lock"),
             Lockable::SshKey => "ssh-key.lock".to_owned(),
+            Lockable::Pools => "pools.lock".to_owned(),
         }
     }
 }
@@ -60,6 +63,7 @@ impl fmt::Display for Lockable {
             Lockable::Monitor(id) => write!(f, "the monitor of machine {id}"),
             Lockable::Image(name) => write!(f, "image {name}"),
             Lockable::SshKey => f.write_str("the SSH key"),
+            Lockable::Pools => f.write_str("the list of pools"),
         }
     }
 }

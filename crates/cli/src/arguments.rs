@@ -8,7 +8,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use sistemo::model::{Bytes, MachineId, Reference};
 
-use crate::commands::{completion, image, machine, manual, volume};
+use crate::commands::{completion, image, machine, manual, pool, volume};
 
 const HELP_STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -93,6 +93,9 @@ pub(crate) enum Command {
     /// Operating systems to deploy
     #[command(subcommand, arg_required_else_help = true)]
     Image(image::Command),
+    /// Places that hold volumes
+    #[command(subcommand, arg_required_else_help = true)]
+    Pool(pool::Command),
     /// Show the settings in effect and where each comes from
     Config,
     /// Check whether this host can run machines, and say what to install
@@ -180,6 +183,8 @@ mod tests {
             "sistemo volume add 1G",
             "sistemo volume ls",
             "sistemo volume rm a b -y",
+            "sistemo pool ls",
+            "sistemo pool rm fast",
             "sistemo image ls",
             "sistemo image rm debian -y",
         ] {
@@ -343,7 +348,7 @@ mod tests {
     #[test]
     fn examples_in_the_guide_and_the_help_are_understood() {
         let mut texts = Vec::new();
-        for page in ["getting-started", "volumes", "machines", "images"] {
+        for page in ["getting-started", "volumes", "machines", "images", "pools"] {
             let page = document(&format!("guide/{page}.md"));
             let blocks = page.split("```sh\n").skip(1);
             texts.extend(blocks.map(|block| block.split("```").next().unwrap().to_owned()));

@@ -2,7 +2,7 @@
 
 use sistemo::doctor::package_of;
 use sistemo::settings::SettingsError;
-use sistemo::{Error, Kind, causes};
+use sistemo::{ConfError, Error, Kind, causes};
 
 use crate::failure::Failure;
 
@@ -51,7 +51,8 @@ fn engine_hint(error: &Error) -> Option<String> {
             format!("choose another name, or `sistemo image delete {name}`")
         }
         Error::NameTaken {
-            kind: Kind::Pool, ..
+            kind: Kind::Pool | Kind::Driver,
+            ..
         } => "choose another name".to_owned(),
         // A root cannot be detached; it is known by the name that deploy gave it.
         Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
@@ -93,6 +94,11 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Ssh { machine } => {
             format!("sistemo machine logs {machine}")
         }
+        Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
+        Error::PoolMisconfigured { .. } => list(Kind::Driver),
+        Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
+        Error::PoolNotEmpty { .. } => list(Kind::Volume),
+        Error::StorageConf(error) => return storage_conf_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
         Error::Start { .. } | Error::Boot { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
             "sistemo doctor".to_owned()
@@ -119,7 +125,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Settings(
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )
-        | Error::Pool { .. }
+        | Error::PoolNeeded { .. }
         | Error::Image { .. }
         | Error::ImageStore(_)
         | Error::FilesystemProgram { .. }
@@ -129,12 +135,24 @@ fn engine_hint(error: &Error) -> Option<String> {
     })
 }
 
+fn storage_conf_hint(error: &ConfError) -> Option<String> {
+    match error {
+        ConfError::NotWritable { file, .. } => Some(format!(
+            "run it as a user who may write {}, or let SISTEMO_STORAGE_CONF name a file of your own",
+            file.display()
+        )),
+        ConfError::Changed { .. } => Some("try again".to_owned()),
+        ConfError::Unreadable { .. } | ConfError::Fault(_) => None,
+    }
+}
+
 fn list(kind: Kind) -> String {
     match kind {
         Kind::Volume => "sistemo volume list",
         Kind::Machine => "sistemo machine list",
         Kind::Image => "sistemo image list; `sistemo image build debian` makes one",
-        Kind::Pool => "the pool that always exists is `default`",
+        Kind::Pool => "sistemo pool list",
+        Kind::Driver => "sistemo pool drivers",
     }
     .to_owned()
 }

@@ -7,13 +7,14 @@ use serde::Serialize;
 use sistemo_catalog::{CatalogError, Catalogue, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
-use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, Volume, VolumeId};
-use sistemo_pools::{FilePool, FirstUse, Found, Pool};
+use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Volume, VolumeId};
+use sistemo_pools::{ConfiguredPool, FirstUse, Found, Pool, Registry, StorageConf, marker};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
 use crate::error::causes;
-use crate::settings::Settings;
+use crate::pools::usable;
+use crate::settings::{Setting, Settings};
 
 /// Less room than this does not hold an image and a root volume made from it.
 const ROOM_FOR_A_DEPLOY: Bytes = Bytes::from_mib(1024);
@@ -146,7 +147,7 @@ pub fn examine(settings: &Settings) -> Vec<Check> {
     let data_dir = settings.data_dir.value.as_path();
     let mut checks = vec![check_data_directory(data_dir), check_catalogue(data_dir)];
     checks.push(check_space(data_dir));
-    checks.extend(check_pools(data_dir));
+    checks.extend(check_pools(settings));
     checks.extend(check_vmm());
     checks.extend(NEEDED.iter().map(check_program));
     checks.push(check_subordinate_ids());
@@ -205,46 +206,155 @@ fn check_catalogue(data_dir: &Path) -> Check {
     }
 }
 
-/// Looks at each pool that was used before: whether it can be used now, and whether what is in it
-/// is what the catalogue knows. A catalogue that cannot be read has its own check.
-fn check_pools(data_dir: &Path) -> Vec<Check> {
-    let known = || -> Result<_, CatalogError> {
-        if !data_dir.join("sistemo.db").exists() {
-            return Ok(Vec::new());
+fn check_space(data_dir: &Path) -> Check {
+    const NAME: &str = "space";
+    let place = nearest(data_dir);
+    match system::space(place) {
+        Err(error) => Check::warning(NAME, error.to_string(), "look at the filesystem"),
+        Ok(space) => {
+            let free = Bytes::new(space.free);
+            let found = format!("{free} free where {} is", place.display());
+            let advice = "make room: an image and a root volume take about 1 GB";
+            if free < ROOM_FOR_A_DEPLOY {
+                Check::failed(NAME, found, advice)
+            } else if free < COMFORTABLE_ROOM {
+                Check::warning(NAME, found, advice)
+            } else {
+                Check::ok(NAME, found)
+            }
         }
-        let catalogue = Catalogue::open(data_dir)?;
-        let (volumes, pools) = catalogue.read(|session| {
-            Ok::<_, CatalogError>((session.all_volumes()?, session.known_pools()?))
-        })?;
-        let check = |pool: KnownPool| {
-            let held: Vec<_> = volumes
-                .iter()
-                .filter(|volume| volume.pool == pool.name)
-                .collect();
-            check_pool(pool, catalogue.id(), &held)
-        };
-        Ok(pools.into_iter().map(check).collect())
-    };
-    known().unwrap_or_default()
+    }
 }
 
-fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &[&Volume]) -> Check {
-    const NAME: &str = "pool";
-    let KnownPool {
-        name, directory, ..
-    } = pool;
-    let found = FilePool::open(name.clone(), &directory, catalogue, FirstUse::Known)
-        .and_then(|pool| Ok((pool.usage()?, pool.list()?)));
-    let (usage, found) = match found {
-        Ok(found) => found,
+const POOL: &str = "pool";
+const MEND: &str = "mend storage.conf; `sistemo pool list`";
+
+/// What the catalogue knows of pools and their volumes.
+struct Records {
+    catalogue: CatalogueId,
+    pools: Vec<KnownPool>,
+    volumes: Vec<Volume>,
+}
+
+impl Records {
+    /// Reads them; `None` where there is no catalogue yet.
+    fn read(data_dir: &Path) -> Result<Option<Records>, CatalogError> {
+        if !data_dir.join("sistemo.db").exists() {
+            return Ok(None);
+        }
+        let catalogue = Catalogue::open(data_dir)?;
+        let id = catalogue.id();
+        catalogue.read(|session| {
+            Ok(Some(Records {
+                catalogue: id,
+                pools: session.known_pools()?,
+                volumes: session.all_volumes()?,
+            }))
+        })
+    }
+
+    fn volumes_in(&self, pool: &PoolName) -> Vec<&Volume> {
+        let volumes = self.volumes.iter();
+        volumes.filter(|volume| volume.pool == *pool).collect()
+    }
+}
+
+/// Looks at each pool: whether it can be used now, and whether what is in it is what the
+/// catalogue knows. A catalogue that cannot be read has its own check.
+fn check_pools(settings: &Settings) -> Vec<Check> {
+    let registry = Registry::built_in();
+    let conf = match StorageConf::load(&settings.surroundings(), &registry) {
+        Ok(conf) => conf,
         Err(error) => {
-            let advice = format!("mount the disk that belongs to {}", directory.display());
-            return Check::failed(NAME, causes(&error).join(": "), advice);
+            let found = causes(&error).join(": ");
+            return vec![Check::failed(POOL, found, "mend that file")];
         }
     };
+    let mut checks = Vec::new();
+    let Setting { value, origin } = &settings.default_pool;
+    if conf.pool(value).is_none() {
+        let found = format!("{value}, the `default_pool` from {origin}, does not exist");
+        checks.push(Check::failed(
+            POOL,
+            found,
+            "choose one of `sistemo pool list`",
+        ));
+    }
+    let Ok(records) = Records::read(&settings.data_dir.value) else {
+        return checks;
+    };
+    let configured = conf.pools().iter();
+    checks.extend(
+        configured.map(|pool| check_pool(settings, &registry, &conf, pool, records.as_ref())),
+    );
+    checks.extend(
+        records
+            .iter()
+            .flat_map(|records| lost_pools(&conf, records)),
+    );
+    checks
+}
+
+fn check_pool(
+    settings: &Settings,
+    registry: &Registry,
+    conf: &StorageConf,
+    pool: &ConfiguredPool,
+    records: Option<&Records>,
+) -> Check {
+    let title = &pool.title;
+    let unusable = |error: &(dyn std::error::Error + 'static), advice: String| {
+        let found = format!("{title}: {}", causes(error).join(": "));
+        if *title == *settings.default_pool.value.as_str() {
+            Check::failed(POOL, found, advice)
+        } else {
+            Check::warning(POOL, found, advice)
+        }
+    };
+    let name = match &pool.config {
+        Ok(config) => &config.name,
+        Err(fault) => return unusable(fault, MEND.to_owned()),
+    };
+    let known = records.map_or(&[][..], |records| &records.pools);
+    let config = match usable(conf, known, name, &settings.data_dir.value) {
+        Ok(config) => config,
+        Err(error) => return unusable(&error, MEND.to_owned()),
+    };
+    let used = records.filter(|_| known.iter().any(|known| known.name == *name));
+    let Some(records) = used else {
+        let checked = match (&config.directory, records) {
+            (Some(place), Some(records)) => marker::check_first_use(place, name, records.catalogue),
+            _ => Ok(()),
+        };
+        return match checked {
+            Ok(()) => Check::ok(POOL, format!("{title}: not used yet")),
+            Err(error) => unusable(&error, MEND.to_owned()),
+        };
+    };
+    let opened = registry.open(&config, records.catalogue, FirstUse::Known);
+    let found = opened.and_then(|pool| {
+        pool.probe()?;
+        Ok((pool.usage()?, pool.list()?, pool))
+    });
+    match found {
+        Ok((usage, content, pool)) => {
+            let free = Bytes::new(usage.free);
+            compare(pool.as_ref(), free, content, &records.volumes_in(name))
+        }
+        Err(error) => {
+            let place = config.directory.as_deref().unwrap_or(Path::new("it"));
+            let advice = format!("mount the disk that belongs to {}", place.display());
+            unusable(&error, advice)
+        }
+    }
+}
+
+/// Compares what is in a pool with what is recorded in it.
+fn compare(pool: &dyn Pool, free: Bytes, content: Vec<Found>, recorded: &[&Volume]) -> Check {
+    let name = pool.name();
     let mut there = BTreeSet::new();
     let mut odd = Vec::new();
-    for found in found {
+    for found in content {
         match found {
             Found::Volume { description, .. } => drop(there.insert(description.id)),
             // One that is being made; where its maker is gone, the next command removes it.
@@ -269,35 +379,27 @@ fn check_pool(pool: KnownPool, catalogue: CatalogueId, recorded: &[&Volume]) -> 
         .filter(|volume| volume.lifecycle == Lifecycle::Ready);
     let missing = whole.filter(|volume| !there.contains(&volume.id));
     odd.extend(missing.map(|volume| format!("{} ({}) is missing", volume.name, volume.id)));
-    let free = Bytes::new(usage.free);
     if odd.is_empty() {
         return Check::ok(
-            NAME,
+            POOL,
             format!("{name}: {} volumes, {free} free", there.len()),
         );
     }
-    let advice = format!("look into {}", directory.display());
-    Check::warning(NAME, format!("{name}: {}", odd.join("; ")), advice)
+    let advice = format!("look into {}", pool.directory().display());
+    Check::warning(POOL, format!("{name}: {}", odd.join("; ")), advice)
 }
 
-fn check_space(data_dir: &Path) -> Check {
-    const NAME: &str = "space";
-    let place = nearest(data_dir);
-    match system::space(place) {
-        Err(error) => Check::warning(NAME, error.to_string(), "look at the filesystem"),
-        Ok(space) => {
-            let free = Bytes::new(space.free);
-            let found = format!("{free} free where {} is", place.display());
-            let advice = "make room: an image and a root volume take about 1 GB";
-            if free < ROOM_FOR_A_DEPLOY {
-                Check::failed(NAME, found, advice)
-            } else if free < COMFORTABLE_ROOM {
-                Check::warning(NAME, found, advice)
-            } else {
-                Check::ok(NAME, found)
-            }
-        }
-    }
+/// The pools that volumes are recorded in and that are not configured.
+fn lost_pools(conf: &StorageConf, records: &Records) -> Vec<Check> {
+    let named: BTreeSet<_> = records.volumes.iter().map(|volume| &volume.pool).collect();
+    let lost = named.into_iter().filter(|name| conf.pool(name).is_none());
+    lost.map(|name| {
+        let found =
+            format!("{name}: it holds volumes, and no section of storage.conf describes it");
+        let advice = format!("add it again where it was: `sistemo pool add {name}`");
+        Check::warning(POOL, found, advice)
+    })
+    .collect()
 }
 
 fn check_vmm() -> Vec<Check> {

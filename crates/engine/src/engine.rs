@@ -1,19 +1,18 @@
 //! The engine itself: what an operation has at hand.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sistemo_catalog::{CatalogError, Catalogue, Locks};
 use sistemo_host::directory::Directory;
 use sistemo_images::Images;
-use sistemo_model::{PoolName, VmmKind};
-use sistemo_pools::{FilePool, FirstUse, Pool};
+use sistemo_model::VmmKind;
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::pools::Pools;
 use crate::reporter::Reporter;
 use crate::settings::Settings;
 
@@ -26,7 +25,7 @@ pub struct Engine {
     pub(crate) catalogue: Catalogue,
     pub(crate) locks: Locks,
     pub(crate) images: Images,
-    pools: Mutex<BTreeMap<PoolName, Arc<dyn Pool>>>,
+    pub(crate) pools: Pools,
 }
 
 /// On whose behalf an engine works.
@@ -74,7 +73,7 @@ impl Engine {
             catalogue,
             locks,
             images,
-            pools: Mutex::default(),
+            pools: Pools::default(),
         };
         engine.keep_reserve(&directory);
         engine.recover()?;
@@ -93,43 +92,6 @@ impl Engine {
 
     pub(crate) fn purpose(&self) -> &str {
         &self.caller.purpose
-    }
-
-    /// The pool of that name, opened at its first use in this process.
-    pub(crate) fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(name) {
-            return Ok(Arc::clone(pool));
-        }
-        if *name != PoolName::default_pool() {
-            return Err(Error::NotFound {
-                kind: Kind::Pool,
-                reference: name.to_string(),
-            });
-        }
-        let directory = self.data_dir().join("volumes");
-        let known = self
-            .catalogue
-            .read(|session| session.known_pool(name))
-            .map_err(Error::from)?;
-        let first_use = if known.is_some() {
-            FirstUse::Known
-        } else {
-            FirstUse::Allowed
-        };
-        let pool = FilePool::open(name.clone(), &directory, self.catalogue.id(), first_use)
-            .map_err(|source| Error::Pool {
-                pool: name.clone(),
-                action: "be used".to_owned(),
-                source,
-            })?;
-        if known.is_none() {
-            self.catalogue
-                .write(|session| session.remember_pool(name, &directory))?;
-        }
-        let pool: Arc<dyn Pool> = Arc::new(pool);
-        pools.insert(name.clone(), Arc::clone(&pool));
-        Ok(pool)
     }
 
     /// What runs machines of that kind.

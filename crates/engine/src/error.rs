@@ -13,10 +13,11 @@ use sistemo_images::Error as ImageError;
 use sistemo_model::{
     Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, VolumeName,
 };
-use sistemo_pools::PoolError;
+use sistemo_pools::{ConfError, Fault, PoolError};
 use sistemo_vmm::VmmError;
 
-use crate::settings::SettingsError;
+use crate::pools::PlaceConflict;
+use crate::settings::{Origin, SettingsError};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,6 +33,8 @@ pub enum Kind {
     Image,
     /// A pool.
     Pool,
+    /// A pool's driver.
+    Driver,
 }
 
 impl fmt::Display for Kind {
@@ -41,6 +44,7 @@ impl fmt::Display for Kind {
             Kind::Machine => "machine",
             Kind::Image => "image",
             Kind::Pool => "pool",
+            Kind::Driver => "driver",
         })
     }
 }
@@ -313,6 +317,54 @@ pub enum Error {
         /// What its driver answered.
         #[source]
         source: PoolError,
+    },
+    /// The configuration of the pools as a whole is not usable, or cannot be changed.
+    #[error(transparent)]
+    StorageConf(#[from] ConfError),
+    /// The configuration of one pool is not usable.
+    #[error("pool {pool} is not usable")]
+    PoolMisconfigured {
+        /// The pool.
+        pool: String,
+        /// What is wrong with it.
+        #[source]
+        source: Fault,
+    },
+    /// A pool cannot be in its directory.
+    #[error("pool {pool} cannot be in {}: {conflict}", directory.display())]
+    PoolPlace {
+        /// The pool.
+        pool: PoolName,
+        /// The directory.
+        directory: PathBuf,
+        /// Why it cannot.
+        conflict: PlaceConflict,
+    },
+    /// The setting for volumes that name no pool names none that there is.
+    #[error("pool {pool}, the `default_pool` from {origin}, does not exist")]
+    NoDefaultPool {
+        /// The pool.
+        pool: PoolName,
+        /// Where the setting came from.
+        origin: Origin,
+    },
+    /// A pool that something needs cannot be removed.
+    #[error("pool {pool} cannot be removed: {reason}")]
+    PoolNeeded {
+        /// The pool.
+        pool: PoolName,
+        /// What needs it.
+        reason: String,
+    },
+    /// Something cannot be done to a pool that holds volumes.
+    #[error("pool {pool} cannot {action}: it holds {what}")]
+    PoolNotEmpty {
+        /// The pool.
+        pool: PoolName,
+        /// What was tried: `be removed`.
+        action: &'static str,
+        /// What it holds: `volume pgdata`, `3 volumes`.
+        what: String,
     },
     /// An image could not be made, read or deleted.
     #[error("cannot {action} image {image}")]

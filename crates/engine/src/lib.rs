@@ -7,6 +7,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`volumes`] | create, list, resize, rename, delete |
+//! | [`pools`] | list, add, change, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
 //! | [`images`] | build, import, list, delete |
 //! | [`ssh_key`] | the key that every guest lets in |
@@ -21,6 +22,7 @@ mod error;
 mod filesystems;
 pub mod images;
 pub mod machines;
+pub mod pools;
 mod recovery;
 mod reporter;
 mod reserve;
@@ -36,3 +38,4 @@ pub use settings::Settings;
 pub use sistemo_host::Changed;
 pub use sistemo_images::ImageFormat;
 pub use sistemo_model as model;
+pub use sistemo_pools::{ConfError, DriverInfo};

@@ -1,8 +1,9 @@
 //! How an operation tells about itself while it runs.
 
 use std::fmt;
+use std::path::PathBuf;
 
-use sistemo_model::{ImageName, MachineName, VolumeName};
+use sistemo_model::{ImageName, MachineName, PoolName, VolumeName};
 
 /// Listens to running operations. All of it is for people: nothing depends on being heard.
 pub trait Reporter: Send + Sync {
@@ -57,6 +58,13 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
+    /// A pool's volumes are gone with the next boot.
+    PoolInMemory {
+        /// The pool.
+        pool: PoolName,
+        /// Its directory.
+        directory: PathBuf,
+    },
     /// Another free port was taken, since the machine's own SSH port is in use on the host.
     SshPortChanged {
         /// The machine.
@@ -89,6 +97,11 @@ impl fmt::Display for Notice {
             Notice::SlowAccelerator { reason } => {
                 write!(f, "the guest runs without hardware acceleration: {reason}")
             }
+            Notice::PoolInMemory { pool, directory } => write!(
+                f,
+                "pool {pool} is in memory: what {} holds is gone when this host restarts",
+                directory.display()
+            ),
             Notice::SshPortChanged { machine, port } => {
                 write!(f, "the SSH port of {machine} was in use; it is now {port}")
             }

@@ -10,9 +10,13 @@ use std::time::Duration;
 use serde::Serialize;
 use sistemo_host::directory::{Directory, FileError};
 use sistemo_model::{Bytes, PoolName, VcpuCount, VmmChoice};
+use sistemo_pools::Surroundings;
+use sistemo_pools::config::SYSTEM_FILE;
 
 const FILE_NAME: &str = "config.toml";
 const FILE_LIMIT: u64 = 1 << 20;
+/// The variable that names the `storage.conf` to use.
+pub(crate) const STORAGE_CONF: &str = "SISTEMO_STORAGE_CONF";
 const MEMORY: Bytes = Bytes::from_mib(512);
 const STORAGE: Bytes = Bytes::from_mib(2048);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -23,6 +27,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 pub struct Settings {
     /// The directory that holds everything: `data_dir`.
     pub data_dir: Setting<PathBuf>,
+    /// The `storage.conf` that the user named, as an absolute path; without one it is looked for.
+    pub storage_conf: Setting<Option<PathBuf>>,
+    /// The user's home directory, which `~` in `storage.conf` stands for.
+    pub home: Option<PathBuf>,
     /// The pool of volumes that name none: `default_pool`.
     pub default_pool: Setting<PoolName>,
     /// What runs new machines: `vmm`.
@@ -131,7 +139,7 @@ pub enum SettingsError {
     },
 }
 
-/// The `SISTEMO_*` variables of the caller's environment: name and value, where set.
+/// `HOME` and the `SISTEMO_*` variables of the caller's environment: name and value, where set.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Settings {
@@ -162,6 +170,8 @@ impl Settings {
         };
         source.refuse_unknown_keys()?;
         Ok(Settings {
+            storage_conf: source.storage_conf()?,
+            home: source.variable("HOME").map(PathBuf::from),
             default_pool: source.setting(
                 "default_pool",
                 PoolName::default_pool(),
@@ -194,6 +204,8 @@ impl Settings {
     pub fn defaults(data_dir: &Path) -> Settings {
         Settings {
             data_dir: Setting::default_value(data_dir.to_owned()),
+            storage_conf: Setting::default_value(None),
+            home: None,
             default_pool: Setting::default_value(PoolName::default_pool()),
             vmm: Setting::default_value(VmmChoice::Auto),
             vcpus: Setting::default_value(VcpuCount::DEFAULT),
@@ -201,6 +213,17 @@ impl Settings {
             storage: Setting::default_value(STORAGE),
             answer_timeout: Setting::default_value(ANSWER_TIMEOUT),
             stop_timeout: Setting::default_value(STOP_TIMEOUT),
+        }
+    }
+
+    /// What a `storage.conf` depends on.
+    #[must_use]
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            named: self.storage_conf.value.clone(),
+            data_dir: self.data_dir.value.clone(),
+            system: SYSTEM_FILE.into(),
+            home: self.home.clone(),
         }
     }
 
@@ -220,6 +243,13 @@ impl Settings {
                 "data_dir",
                 &self.data_dir,
                 self.data_dir.value.display().to_string(),
+            ),
+            line(
+                "storage_conf",
+                &self.storage_conf,
+                self.surroundings()
+                    .file()
+                    .map_or_else(|| "none".to_owned(), |file| file.display().to_string()),
             ),
             line(
                 "default_pool",
@@ -312,6 +342,24 @@ impl Source<'_> {
         }
     }
 
+    /// A variable's value; one that is set to nothing is not set.
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.variables)(name).filter(|value| !value.is_empty())
+    }
+
+    fn storage_conf(&self) -> Result<Setting<Option<PathBuf>>, SettingsError> {
+        let Some(value) = self.variable(STORAGE_CONF) else {
+            return Ok(Setting::default_value(None));
+        };
+        // A machine's monitor, which needs the same file, lives on in another directory.
+        let path = std::path::absolute(&value)
+            .map_err(|error| FileError::new("make absolute", &value, error))?;
+        Ok(Setting {
+            value: Some(path),
+            origin: Origin::Environment(STORAGE_CONF.to_owned()),
+        })
+    }
+
     fn seconds(
         &self,
         key: &'static str,
@@ -375,9 +423,20 @@ mod tests {
     }
 
     #[test]
+    fn the_storage_conf_in_effect_is_told() {
+        let variables = |name: &str| (name == STORAGE_CONF).then(|| "/srv/pools.conf".to_owned());
+        let named = load("", &variables).unwrap().lines().swap_remove(1);
+        assert_eq!(named.value, "/srv/pools.conf");
+        assert_eq!(named.origin, STORAGE_CONF);
+        let variables = |name: &str| (name == STORAGE_CONF).then(String::new);
+        assert_eq!(load("", &variables).unwrap().storage_conf.value, None);
+    }
+
+    #[test]
     fn every_key_has_a_line() {
         let settings = Settings::defaults(Path::new("/data"));
         let keys: Vec<_> = settings.lines().iter().map(|line| line.key).collect();
-        assert_eq!(keys[1..], Settings::KEYS);
+        assert_eq!(keys[..2], ["data_dir", "storage_conf"]);
+        assert_eq!(keys[2..], Settings::KEYS);
     }
 }

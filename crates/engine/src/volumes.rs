@@ -17,6 +17,7 @@ use sistemo_pools::{Description, Flaw, Location, Pool, PoolError};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::filesystems;
+use crate::pools::expect_known;
 use crate::reporter::Notice;
 
 /// A volume to be made.
@@ -128,21 +129,20 @@ impl Engine {
                 asked: new.size,
             });
         }
-        let pool = new
-            .pool
-            .unwrap_or_else(|| self.settings.default_pool.value.clone());
-        self.pool(&pool)?;
+        let asked = new.pool;
+        let pool = self.pool_for(asked.as_ref())?;
         let id = VolumeId::random();
         let now = Timestamp::now();
         let held = self.hold_volumes(&[id])?;
         let (volume, intent) = self.catalogue.write(|session| {
+            expect_known(session, &pool)?;
             let mut volume = Volume {
                 id,
                 // Where none was given, the first of those made up from the ID.
                 name: new.name.clone().map_or_else(|| made_up_name(id, 8), Ok)?,
                 size: new.size,
                 role: Role::Data,
-                pool,
+                pool: pool.clone(),
                 filesystem: new.filesystem,
                 boot: None,
                 lifecycle: Lifecycle::Creating,
@@ -429,10 +429,11 @@ impl Engine {
     /// Gives a volume another name; its machine, if it has one, must be stopped.
     ///
     /// # Errors
-    /// Where the name is taken or the volume's machine is active.
+    /// Where the name is taken, the volume's machine is active, or its pool cannot be used.
     pub fn rename_volume(&self, reference: &Reference, name: VolumeName) -> Result<VolumeView> {
         let held = self.hold_idle_volume(reference, "rename")?;
         let id = held.volume.id;
+        self.require_pool(&held.volume.pool)?;
         let intent = self.catalogue.write(|session| {
             session.rename_volume(id, &name)?;
             Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
@@ -461,23 +462,24 @@ impl Engine {
     /// The volume, where a delete of it would be accepted.
     ///
     /// # Errors
-    /// Where it does not exist or is attached.
+    /// Where it does not exist or is attached, or its pool cannot be used.
     pub fn check_volume_deletable(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.volume(reference)?;
-        match &view.attached_to {
-            Some(machine) => Err(Error::VolumeAttached {
+        if let Some(machine) = view.attached_to {
+            return Err(Error::VolumeAttached {
                 volume: view.name,
-                machine: machine.clone(),
-            }),
-            None => Ok(view),
+                machine,
+            });
         }
+        self.require_pool(&view.pool)?;
+        Ok(view)
     }
 
     /// Deletes a volume and all it holds; returns it as it was. After a crash in the middle the
     /// next operation finishes it.
     ///
     /// # Errors
-    /// Where it is attached; then nothing has changed.
+    /// Where it is attached or its pool cannot be used; then nothing has changed.
     pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.check_volume_deletable(reference)?;
         self.use_reserve_where_full();
@@ -658,6 +660,6 @@ fn made_up_name(id: VolumeId, digits: usize) -> Result<VolumeName> {
         .ok_or_else(taken)
 }
 
-fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
+pub(crate) fn shown_with_causes(error: &(impl std::error::Error + 'static)) -> String {
     crate::error::causes(error).join(": ")
 }

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::Changed;
@@ -203,6 +203,31 @@ impl Directory {
         written
     }
 
+    /// Replaces a file's content as [`Directory::replace`] does, for a file that is not ours
+    /// alone: the new one has the old one's mode, and its owner and group where this process may
+    /// give them. A file that was not there has mode 0600.
+    ///
+    /// # Errors
+    /// As [`Directory::replace`].
+    pub fn replace_keeping_access(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        let old = match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return self.replace(name, content),
+            Err(error) => return Err(self.error("look up", name, error)),
+        };
+        let part = format!("{name}.part");
+        let file = self.file(&part, Open::CreateOrOpen)?;
+        let (owner, group) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+        // An ordinary user cannot give a file away; then it is theirs.
+        let _ = rustix::fs::fchown(&file, Some(owner), Some(group));
+        if let Err(error) = rustix::fs::fchmod(&file, Mode::from_raw_mode(old.st_mode)) {
+            let _ = self.unlink(&part);
+            return Err(self.error("set the mode of", &part, error));
+        }
+        drop(file);
+        self.replace(name, content)
+    }
+
     /// Gives a flushed temporary file its final name, durably, where that name is free.
     ///
     /// # Errors
@@ -386,6 +411,24 @@ mod tests {
         directory.replace("a", b"one, which is longer").unwrap();
         directory.replace("a", b"two").unwrap();
         assert_eq!(directory.read("a", 100).unwrap(), b"two");
+        assert_eq!(directory.files().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn a_replacement_can_keep_who_may_read_the_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let (home, directory) = directory();
+        let mode = || {
+            let meta = std::fs::metadata(home.path().join("a")).unwrap();
+            meta.permissions().mode() & 0o777
+        };
+        directory.replace_keeping_access("a", b"one").unwrap();
+        assert_eq!(mode(), 0o600);
+        let readable = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(home.path().join("a"), readable).unwrap();
+        directory.replace_keeping_access("a", b"two").unwrap();
+        assert_eq!(mode(), 0o644);
+        assert_eq!(directory.read("a", 9).unwrap(), b"two");
         assert_eq!(directory.files().unwrap(), ["a"]);
     }
 

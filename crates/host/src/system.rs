@@ -80,6 +80,18 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
+/// Whether what is written to `path` is gone with the next boot: it is on a tmpfs or ramfs.
+///
+/// # Errors
+/// What statfs(2) says.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    // As linux/magic.h has them.
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
+    Ok(kind == TMPFS || kind == RAMFS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +103,6 @@ mod tests {
         assert_eq!(boot_id().unwrap().len(), 36);
         assert!(space(Path::new("/")).unwrap().size > 0);
         assert!(!user_name().is_empty());
+        assert!(!is_in_memory(Path::new("/proc")).unwrap());
     }
 }

@@ -26,7 +26,10 @@ pub enum PoolError {
         source: FileError,
     },
     /// A known pool's directory has no marker: most likely its disk is not mounted.
-    #[error("pool {pool} is not available: {} has no pool marker", directory.display())]
+    #[error(
+        "pool {pool} is not available: {} has no pool marker; is its disk not mounted?",
+        directory.display()
+    )]
     NoMarker {
         /// The pool.
         pool: PoolName,
@@ -74,6 +77,20 @@ pub enum PoolError {
         pool: PoolName,
         /// Where it was.
         directory: PathBuf,
+    },
+    /// The pool's driver does not exist.
+    #[error("pool {pool} needs driver {driver}, which does not exist")]
+    NoDriver {
+        /// The pool.
+        pool: PoolName,
+        /// Its driver.
+        driver: String,
+    },
+    /// The pool has no directory, and its driver keeps volumes in one.
+    #[error("pool {pool} has no directory")]
+    NoPlace {
+        /// The pool.
+        pool: PoolName,
     },
     /// The pool has no such volume.
     #[error("pool {pool} has no volume {volume}")]

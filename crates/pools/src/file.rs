@@ -29,6 +29,7 @@
 
 mod content;
 mod draft;
+mod driver;
 mod names;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ use sistemo_host::Changed;
 use sistemo_host::directory::{self, Directory, FileError, Open};
 use sistemo_host::system;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
+
+pub use self::driver::FileDriver;
 
 use self::content::RawContent;
 use self::draft::FileDraft;
@@ -294,9 +297,7 @@ impl Pool for FilePool {
             });
         }
         marker::check(&self.directory, &self.name, self.catalogue)?;
-        let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        rustix::fs::accessat(&self.directory, ".", wanted, AtFlags::EACCESS)
-            .map_err(|error| failed("write to", error))
+        marker::check_writable(&self.directory, &self.name, path)
     }
 
     fn usage(&self) -> Result<Usage, PoolError> {

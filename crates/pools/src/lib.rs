@@ -6,12 +6,15 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`config`] | which pools there are: `storage.conf` |
+//! | [`registry`] | which drivers there are |
 //! | [`contract`] | what every driver promises, and what it does not |
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
 //! | [`marker`] | how a pool is recognised |
 //! | [`mod@file`] | the `file` driver: a directory of sparse files |
 
+pub mod config;
 pub mod content;
 pub mod contract;
 pub mod description;
@@ -19,10 +22,15 @@ mod error;
 pub mod file;
 pub mod marker;
 mod record;
+pub mod registry;
 
+pub use config::{
+    ConfError, ConfiguredPool, Fault, PoolConfig, Problem, StorageConf, Surroundings,
+};
 pub use content::Content;
 pub use contract::{Draft, Facts, Flaw, Format, Found, Location, Pool, Usage};
 pub use description::Description;
 pub use error::PoolError;
 pub use file::FilePool;
 pub use marker::FirstUse;
+pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use rustix::fs::{Access, AtFlags};
 use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError};
@@ -85,6 +86,58 @@ fn make(directory: &Directory, pool: &PoolName, catalogue: CatalogueId) -> Resul
     } else {
         Err(unavailable(pool, directory.path(), error))
     }
+}
+
+/// Checks, without making anything, that a pool which was never used could be: that its
+/// directory can be written and has nobody else's marker, or can be made.
+///
+/// # Errors
+/// As a first use would have.
+pub fn check_first_use(
+    path: &Path,
+    pool: &PoolName,
+    catalogue: CatalogueId,
+) -> Result<(), PoolError> {
+    let place = match Directory::open(path) {
+        Ok(directory) => match check(&directory, pool, catalogue) {
+            Ok(()) | Err(PoolError::NoMarker { .. }) => directory,
+            Err(error) => return Err(error),
+        },
+        Err(error) if error.is_not_found() => {
+            let parent = path.parent().unwrap_or(path);
+            Directory::open(parent).map_err(|source| unavailable(pool, path, source))?
+        }
+        Err(error) => return Err(unavailable(pool, path, error)),
+    };
+    check_writable(&place, pool, path)
+}
+
+/// Takes the marker away from the directory of a pool that is no more; one that is not there is
+/// no error. The directory stays.
+///
+/// # Errors
+/// Where the directory cannot be entered or written, or has another's marker.
+pub fn remove(path: &Path, pool: &PoolName, catalogue: CatalogueId) -> Result<Changed, PoolError> {
+    let unavailable = |source| unavailable(pool, path, source);
+    let directory = Directory::open(path).map_err(unavailable)?;
+    match check(&directory, pool, catalogue) {
+        Ok(()) => directory.remove(MARKER).map_err(unavailable),
+        Err(PoolError::NoMarker { .. }) => Ok(Changed::No),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks that files can be made in a directory.
+pub(crate) fn check_writable(
+    directory: &Directory,
+    pool: &PoolName,
+    path: &Path,
+) -> Result<(), PoolError> {
+    let wanted = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::accessat(directory, ".", wanted, AtFlags::EACCESS).map_err(|error| {
+        let source = FileError::new("write to", directory.path(), error);
+        unavailable(pool, path, source)
+    })
 }
 
 /// Checks that an open directory holds the marker of this pool and this catalogue.
@@ -215,6 +268,43 @@ mod tests {
             assert!(matches!(error, PoolError::BadMarker { .. }), "{error}");
             assert_eq!(directory.read(MARKER, 99).unwrap(), text.as_bytes());
         }
+    }
+
+    #[test]
+    fn whether_a_first_use_would_work_is_told_without_making_anything() {
+        let home = tempfile::tempdir().unwrap();
+        let catalogue = CatalogueId::random();
+        let path = home.path().join("volumes");
+        let check = |path: &Path, catalogue| check_first_use(path, &pool(), catalogue);
+        check(&path, catalogue).unwrap();
+        assert!(!path.exists());
+        assert!(check(&path.join("deeper"), catalogue).is_err());
+        std::fs::create_dir(&path).unwrap();
+        check(&path, catalogue).unwrap();
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        enter(&path, &pool(), catalogue, FirstUse::Allowed).unwrap();
+        check(&path, catalogue).unwrap();
+        let stranger = check(&path, CatalogueId::random()).unwrap_err();
+        assert!(
+            matches!(stranger, PoolError::OtherCatalogue { .. }),
+            "{stranger}"
+        );
+        let file = path.join(MARKER);
+        let error = check(&file, catalogue).unwrap_err();
+        assert!(matches!(error, PoolError::Unavailable { .. }), "{error}");
+    }
+
+    #[test]
+    fn only_the_own_marker_is_taken_away() {
+        let home = tempfile::tempdir().unwrap();
+        let owner = CatalogueId::random();
+        let directory = enter(home.path(), &pool(), owner, FirstUse::Allowed).unwrap();
+        assert!(remove(home.path(), &pool(), CatalogueId::random()).is_err());
+        assert!(remove(home.path(), &"fast".parse().unwrap(), owner).is_err());
+        assert_eq!(directory.files().unwrap(), [MARKER]);
+        assert_eq!(remove(home.path(), &pool(), owner).unwrap(), Changed::Yes);
+        assert_eq!(remove(home.path(), &pool(), owner).unwrap(), Changed::No);
+        assert!(directory.files().unwrap().is_empty());
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn every_kind_of_lock_has_a_file_of_its_own_that_stays() {
         Lockable::Run(machine),
         Lockable::Monitor(machine),
         Lockable::Image("debian".parse().unwrap()),
+        Lockable::Pools,
     ];
     let held: Vec<_> = all
         .iter()
@@ -77,6 +78,7 @@ fn every_kind_of_lock_has_a_file_of_its_own_that_stays() {
             format!("machine-{machine}.lock"),
             format!("machine-{machine}.monitor"),
             format!("machine-{machine}.run"),
+            "pools.lock".to_owned(),
             format!("volume-{volume}.lock"),
         ]
     );

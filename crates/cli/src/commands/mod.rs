@@ -12,6 +12,7 @@ mod doctor;
 pub(crate) mod image;
 pub(crate) mod machine;
 pub(crate) mod manual;
+pub(crate) mod pool;
 mod ssh_key;
 pub(crate) mod volume;
 
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command, session: &Session) -> Result<ExitCode, Failu
         Command::Volume(command) => command.run(session).map(|()| done),
         Command::Machine(command) => command.run(session),
         Command::Image(command) => command.run(session).map(|()| done),
+        Command::Pool(command) => command.run(session).map(|()| done),
         Command::Config => config::run(session).map(|()| done),
         Command::Doctor => doctor::run(session),
         Command::SshKey => ssh_key::run(session).map(|()| done),

@@ -14,5 +14,6 @@ mod host;
 mod images;
 mod machines;
 mod manners;
+mod pools;
 mod running;
 mod volumes;

@@ -65,9 +65,14 @@ impl Engine {
     /// leaves it stopped and whole, or the next operation finishes it.
     ///
     /// # Errors
-    /// Where it cannot be stopped; then nothing else has changed.
+    /// Where it cannot be stopped, or the pool of the root volume that goes with it cannot be
+    /// used; then nothing else has changed.
     pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
+        let found = Reference::from(machine.id.to_string());
+        if let Some(root) = self.deletion(&found, storage)?.removes {
+            self.require_pool(&root.pool)?;
+        }
         self.use_reserve_where_full();
         let timeout = self.settings.stop_timeout.value;
         let _ = self.bring_to_stop(&machine, StopRequest::Graceful { timeout })?;
@@ -79,7 +84,7 @@ impl Engine {
             .collect();
         let _held = self.hold(Some(machine.id), &volumes)?;
         self.require_stopped(machine.id, || "delete it".to_owned())?;
-        let deletion = self.deletion(&Reference::from(machine.id.to_string()), storage)?;
+        let deletion = self.deletion(&found, storage)?;
         if let Some(root) = &deletion.removes {
             self.require_pool(&root.pool)?;
         }

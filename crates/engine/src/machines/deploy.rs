@@ -17,6 +17,7 @@ use super::ports::{check_distinct, check_free, free_port};
 use super::{MachineView, StopRequest, Storage};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
+use crate::pools::expect_known;
 use crate::reporter::Notice;
 use crate::volumes::{Content, held_lock};
 
@@ -131,7 +132,9 @@ impl Engine {
                 .iter()
                 .try_for_each(|exposure| check_free(exposure.host))?;
         }
-        self.pool(self.pool_of(new))?;
+        if !matches!(new.source, DeploySource::Volume(_)) {
+            self.pool_for(new.pool.as_ref())?;
+        }
         let data = self.resolve_data_volumes(new)?;
         let mut slow = None;
         if new.start != StartMode::Created {
@@ -385,6 +388,7 @@ impl Engine {
             };
             session.insert_machine(&machine)?;
             if let Some(volume) = &made {
+                expect_known(session, &volume.pool)?;
                 session.insert_volume(volume)?;
             }
             for (position, volume) in (0..).zip(plan.volumes()) {

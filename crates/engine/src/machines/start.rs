@@ -17,6 +17,7 @@ use super::ports::check_free;
 use super::require_ready;
 use crate::engine::Engine;
 use crate::error::{Error, MonitorError, Result};
+use crate::settings::STORAGE_CONF;
 
 /// What the monitor writes to; the reason for a start that failed is in it too.
 const MONITOR_LOG: &str = "monitor.log";
@@ -165,7 +166,12 @@ impl Engine {
     fn monitor_program(&self, machine: &Machine) -> Result<Program> {
         let runtime = self.make_runtime(machine.id)?;
         let command = &self.caller.monitor;
-        Ok(Program::at(&command.program)
+        let mut monitor = Program::at(&command.program);
+        if let Some(file) = &self.settings.storage_conf.value {
+            // As an absolute path, which the user's own need not be.
+            monitor = monitor.env(STORAGE_CONF, file);
+        }
+        Ok(monitor
             .args(&command.arguments)
             .arg(machine.id.to_string())
             .current_dir(&runtime))

@@ -11,6 +11,7 @@ use sistemo::machines::{Deploy, DeploySource, MachineView, StartMode, StopReques
 use sistemo::model::{Bytes, Filesystem, ImageName, Reference};
 use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Caller, Engine, MonitorCommand, Notice, Reporter, Settings};
+use sistemo_host::directory::Directory;
 use sistemo_testkit::{Action, TinyGuest};
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -50,10 +51,25 @@ impl House {
         self.home.path().join(name)
     }
 
+    /// Writes the data directory's `storage.conf`.
+    pub(crate) fn storage_conf(&self, text: &str) {
+        let (directory, _) = Directory::create(&self.data_dir()).unwrap();
+        directory.replace("storage.conf", text.as_bytes()).unwrap();
+    }
+
     pub(crate) fn try_engine(&self) -> sistemo::Result<Engine> {
+        self.try_engine_with(|_| {})
+    }
+
+    /// An engine with settings other than the usual ones.
+    pub(crate) fn try_engine_with(
+        &self,
+        change: impl FnOnce(&mut Settings),
+    ) -> sistemo::Result<Engine> {
         let data_dir = self.data_dir();
         let mut settings = Settings::defaults(&data_dir);
         settings.stop_timeout.value = Duration::from_secs(2);
+        change(&mut settings);
         let monitor = MonitorCommand {
             program: example("monitor"),
             arguments: vec![data_dir.into()],

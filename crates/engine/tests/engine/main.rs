@@ -9,6 +9,7 @@
 mod fixture;
 mod images;
 mod machines;
+mod pools;
 mod recovery;
 mod running;
 mod volumes;

@@ -7,6 +7,7 @@ use sistemo::Engine;
 use sistemo::Error;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
 use sistemo::model::{Access, PauseCause, StopHow};
+use sistemo_host::directory::Directory;
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_testkit::{Action, Requirement, met};
 
@@ -281,6 +282,26 @@ fn a_deleted_machine_is_stopped_first() {
     assert_eq!(house.volume_files().len(), 2, "the data volume stays");
     let runtime = std::fs::read_dir(house.data_dir().join("machines")).unwrap();
     assert_eq!(runtime.count(), 0);
+}
+
+#[test]
+fn a_machine_whose_root_cannot_go_with_it_is_not_even_stopped() {
+    let Some((house, engine)) = guest(&[]) else {
+        return;
+    };
+    start(&engine, "m");
+    let home = Directory::open(&house.data_dir()).unwrap();
+    home.rename("volumes", "elsewhere").unwrap();
+    let error = house
+        .engine()
+        .delete_machine(&reference("m"), Storage::RemoveRoot)
+        .unwrap_err();
+    assert!(matches!(error, Error::Pool { .. }), "{error}");
+    home.rename("elsewhere", "volumes").unwrap();
+    assert_eq!(machine(&engine).status, "running");
+    let _ = engine
+        .stop_machine(&reference("m"), StopRequest::Forced)
+        .unwrap();
 }
 
 #[test]
