@@ -394,14 +394,28 @@ mod real_filesystems {
             run("umount", &[self.path().to_str().unwrap()]);
         }
 
-        /// Takes all of the space that is left.
+        /// Takes all of the space that is left. An ext4 that says it is full finds some more
+        /// once what was written is on disk, so it is asked until it has said so repeatedly.
         fn fill(&self) {
-            let mut filler = std::fs::File::create(self.path().join("filler")).unwrap();
-            for size in [1 << 20, 4096, 1] {
-                let block = vec![1; size];
-                while filler.write_all(&block).is_ok() {}
+            let mut refusals = 0;
+            for number in 0.. {
+                let path = self.path().join(format!("filler-{number}"));
+                let Ok(mut filler) = std::fs::File::create(path) else {
+                    break;
+                };
+                let mut took = false;
+                for size in [1 << 20, 4096, 1] {
+                    let block = vec![1; size];
+                    while filler.write_all(&block).is_ok() {
+                        took = true;
+                    }
+                }
+                run("sync", &[]);
+                refusals = if took { 0 } else { refusals + 1 };
+                if refusals == 3 {
+                    break;
+                }
             }
-            let _ = Program::find("sync").unwrap().run();
         }
     }
 
