@@ -35,12 +35,13 @@ impl Engine {
         changes: &MachineChanges,
     ) -> Result<MachineView> {
         let machine = self.find_machine(reference)?;
-        if let Some(memory) = changes.memory {
+        let memory = changes.memory.map(Bytes::round_up_to_mib);
+        if let Some(memory) = memory {
             check_memory(memory)?;
         }
         check_distinct(changes.expose.as_deref().unwrap_or_default())?;
         let _held = self.hold(Some(machine.id), &[])?;
-        if changes.vcpus.is_some() || changes.memory.is_some() || changes.expose.is_some() {
+        if changes.vcpus.is_some() || memory.is_some() || changes.expose.is_some() {
             self.require_stopped(machine.id, || "change its resources or ports".to_owned())?;
         }
         self.catalogue.write(|session| {
@@ -48,7 +49,7 @@ impl Engine {
             session.set_resources(
                 machine.id,
                 changes.vcpus.unwrap_or(machine.vcpus),
-                changes.memory.unwrap_or(machine.memory),
+                memory.unwrap_or(machine.memory),
             )?;
             if let Some(exposed) = &changes.expose {
                 session.set_exposed(machine.id, exposed)?;

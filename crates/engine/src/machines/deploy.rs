@@ -121,7 +121,11 @@ impl Engine {
     /// ([`Error::EndedEarly`]) it is left stopped, and where it does not answer in time
     /// ([`Error::NotAnswering`]) it runs on.
     pub fn deploy(&self, new: &Deploy) -> Result<MachineView> {
-        let memory = new.memory.unwrap_or(self.settings.memory.value);
+        // A VMM gives memory in whole MB.
+        let memory = new
+            .memory
+            .unwrap_or(self.settings.memory.value)
+            .round_up_to_mib();
         check_memory(memory)?;
         let vmm = match new.vmm.unwrap_or(self.settings.vmm.value) {
             VmmChoice::Auto | VmmChoice::Qemu => VmmKind::Qemu,

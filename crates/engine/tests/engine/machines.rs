@@ -318,6 +318,12 @@ fn a_stopped_machine_can_be_changed_and_renamed() {
         (4, 1024, true)
     );
     assert_eq!(machine.exposed[0].host.to_string(), "127.0.0.1:8080");
+    let odd = MachineChanges {
+        memory: Some("128.5M".parse().unwrap()),
+        ..MachineChanges::default()
+    };
+    let rounded = engine.set_machine(&reference("two"), &odd).unwrap();
+    assert_eq!(rounded.memory_mb, 129);
     let partly = MachineChanges {
         autostart: Some(false),
         ..MachineChanges::default()
