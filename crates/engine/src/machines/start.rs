@@ -110,6 +110,8 @@ impl Engine {
         let attached = self.catalogue.read(|session| session.attachments_of(id))?;
         held.add_volumes(attached.iter().map(|attachment| attachment.volume))
             .map_err(|error| self.named(error))?;
+        // Whoever had them before may have been killed in the middle of a growth.
+        self.recover_held(&held)?;
         for attachment in attached {
             self.refuse_damaged(attachment.volume)?;
         }

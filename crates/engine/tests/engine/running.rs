@@ -6,7 +6,8 @@ use std::time::Duration;
 use sistemo::Engine;
 use sistemo::Error;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
-use sistemo::model::{Access, PauseCause, StopHow};
+use sistemo::model::{Access, Bytes, PauseCause, StopHow};
+use sistemo_catalog::{Catalogue, Intent};
 use sistemo_host::directory::Directory;
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_testkit::{Action, Requirement, met};
@@ -326,6 +327,30 @@ fn a_deploy_whose_guest_ends_early_keeps_what_the_guest_wrote() {
     let file = std::fs::File::open(root.path.unwrap()).unwrap();
     file.read_exact_at(&mut written, 0).unwrap();
     assert_eq!(&written, b"sistemo");
+}
+
+#[test]
+fn a_start_finishes_a_growth_that_was_cut_short_while_it_waited() {
+    let Some((house, engine)) = guest(&[Action::Disks, Action::PowerOff]) else {
+        return;
+    };
+    // As a killed resize leaves it, after this engine was opened and looked for such.
+    let data = engine.volume(&reference("data")).unwrap();
+    let (volume, from, to) = (data.id, Bytes::from_mib(16), Bytes::from_mib(32));
+    let catalogue = Catalogue::open(&house.data_dir()).unwrap();
+    let intent = Intent::GrowVolume { volume, from, to };
+    catalogue.write(|session| session.begin(&intent)).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(data.path.unwrap())
+        .unwrap();
+    file.set_len(to.get()).unwrap();
+    start(&engine, "m");
+    console_shows(&engine, "disk vdb size=33554432 serial=data ro=0");
+    assert_eq!(
+        engine.volume(&reference("data")).unwrap().size_bytes,
+        32 * MIB
+    );
 }
 
 #[test]
