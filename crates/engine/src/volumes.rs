@@ -12,7 +12,7 @@ use sistemo_model::{
     Access, Bytes, Filesystem, Lifecycle, MachineId, MachineName, PoolName, Reference, Role,
     Timestamp, Volume, VolumeId, VolumeName,
 };
-use sistemo_pools::{Description, Flaw, Location, Pool, PoolError};
+use sistemo_pools::{Description, Flaw, Pool, PoolError};
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
@@ -389,8 +389,8 @@ impl Engine {
         let volume = &held.volume;
         let pool = self.pool(&volume.pool)?;
         let fail = |source| pool_error(volume, "open", source);
-        let Location::RawFile(path) = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
-        let outcome = work(&path, held.lock()?);
+        let location = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
+        let outcome = work(location.path(), held.lock()?);
         pool.close(volume.id).map_err(fail)?;
         outcome.map_err(|source| Error::FilesystemProgram {
             action,
@@ -628,6 +628,7 @@ pub(crate) fn description(volume: &Volume) -> Description {
         role: volume.role,
         boot: volume.boot.clone(),
         created: volume.created,
+        unfinished: false,
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Volume {
     pub modified: Timestamp,
 }
 
-/// Whether a volume was made as a machine's root.
+/// What a volume was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -40,6 +40,8 @@ pub enum Role {
     Root,
     /// Made to hold data.
     Data,
+    /// Holds an image in a pool, for the root volumes that are cloned from it; no user's.
+    Image,
 }
 
 /// The filesystem that a volume is given when it is made.
@@ -132,6 +134,7 @@ impl Role {
         match self {
             Role::Root => "root",
             Role::Data => "data",
+            Role::Image => "image",
         }
     }
 }
@@ -187,7 +190,7 @@ macro_rules! from_word {
 pub(crate) use from_word;
 
 from_word!(Filesystem, "filesystem", Filesystem::ALL);
-from_word!(Role, "role", [Role::Root, Role::Data]);
+from_word!(Role, "role", [Role::Root, Role::Data, Role::Image]);
 from_word!(
     Lifecycle,
     "lifecycle stage",

@@ -26,6 +26,10 @@ pub struct Description {
     pub boot: Option<Boot>,
     /// When it was made.
     pub created: Timestamp,
+    /// Whether its making is not over: a driver whose volumes exist as soon as they are made
+    /// keeps a draft so. Left out where it is `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 impl Description {
@@ -66,6 +70,7 @@ mod tests {
                 initrd: None,
             }),
             created: "2026-11-22T08:00:00Z".parse().unwrap(),
+            unfinished: false,
         }
     }
 

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 use sistemo_host::directory::FileError;
-use sistemo_model::{Bytes, CatalogueId, PoolName, VolumeId};
+use sistemo_host::program::ProgramError;
+use sistemo_model::{Bytes, CatalogueId, PoolName, SnapshotName, VolumeId};
 
-use crate::Flaw;
+use crate::{Flaw, LiveDiskError};
 
 /// A pool operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -230,6 +231,82 @@ pub enum PoolError {
         /// What the system answered.
         #[source]
         source: FileError,
+    },
+    /// The volume has a snapshot of that name already.
+    #[error("volume {volume} in pool {pool} has a snapshot {snapshot} already")]
+    SnapshotThere {
+        /// The pool.
+        pool: PoolName,
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotName,
+    },
+    /// The volume has no such snapshot.
+    #[error("volume {volume} in pool {pool} has no snapshot {snapshot}")]
+    NoSuchSnapshot {
+        /// The pool.
+        pool: PoolName,
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotName,
+    },
+    /// The VMM of the machine that uses a volume refused its part of an operation.
+    #[error("cannot {action} volume {volume} in pool {pool} while its machine runs")]
+    LiveDisk {
+        /// What was tried.
+        action: &'static str,
+        /// The pool.
+        pool: PoolName,
+        /// The volume.
+        volume: VolumeId,
+        /// What the VMM answered.
+        #[source]
+        source: LiveDiskError,
+    },
+    /// A program that the driver needs failed, for one volume or for the pool.
+    #[error("cannot {action} in pool {pool}")]
+    Program {
+        /// What was tried, such as `make a subvolume for 1234…`.
+        action: String,
+        /// The pool.
+        pool: PoolName,
+        /// What the program said.
+        #[source]
+        source: ProgramError,
+    },
+    /// The pool's directory is on a filesystem that its driver cannot work on.
+    #[error("pool {pool} cannot be in {}: {reason}", directory.display())]
+    Unsuited {
+        /// The pool.
+        pool: PoolName,
+        /// Where it should be.
+        directory: PathBuf,
+        /// What is missing there.
+        reason: String,
+    },
+    /// An option of the pool has a value that its driver cannot use.
+    #[error("pool {pool} cannot have {option} = {value}: {reason}")]
+    BadOption {
+        /// The pool.
+        pool: PoolName,
+        /// The option.
+        option: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Growing was asked for, but the pool's own filesystem is larger.
+    #[error("the filesystem of pool {pool} has {} bytes and cannot shrink to {}", size.get(), to.get())]
+    PoolShrinks {
+        /// The pool.
+        pool: PoolName,
+        /// Its size.
+        size: Bytes,
+        /// The size asked for.
+        to: Bytes,
     },
     /// Anything else that the system refused.
     #[error("cannot {action} volume {volume} in pool {pool}")]

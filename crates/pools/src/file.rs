@@ -47,7 +47,9 @@ pub use self::driver::FileDriver;
 use self::content::RawContent;
 use self::draft::FileDraft;
 use self::names::Kind;
-use crate::contract::{Draft, Facts, Flaw, Format, Found, Location, Pool, Usage};
+use crate::contract::{
+    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+};
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
 use crate::{Content, Description, PoolError, record};
@@ -504,5 +506,17 @@ impl Pool for FilePool {
             Err(error) => return Err(error),
         }
         Ok(flaws)
+    }
+
+    fn clones(&self) -> Option<&dyn Clones> {
+        None
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    fn own_filesystem(&self) -> Option<&dyn OwnFilesystem> {
+        None
     }
 }

@@ -28,7 +28,10 @@ pub use config::{
     ConfError, ConfiguredPool, Fault, PoolConfig, Problem, StorageConf, Surroundings,
 };
 pub use content::Content;
-pub use contract::{Draft, Facts, Flaw, Format, Found, Location, Pool, Usage};
+pub use contract::{
+    Clones, Cost, Draft, Facts, Flaw, Format, Found, LiveDisk, LiveDiskError, Location, Origin,
+    OwnFilesystem, Pool, Progress, Snapshot, Snapshots, Usage, Way,
+};
 pub use description::Description;
 pub use error::PoolError;
 pub use file::FilePool;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sistemo_model::CatalogueId;
 
 use crate::config::PoolConfig;
@@ -32,7 +32,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 }
 
 /// What is known of a driver without any pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverInfo {
     /// Its name, which `driver=` has.
     pub name: String,
@@ -64,7 +64,7 @@ impl DriverInfo {
 }
 
 /// An option of a driver's pools.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverOption {
     /// Its name.
     pub name: String,
@@ -79,17 +79,22 @@ pub struct DriverOption {
 }
 
 /// How an option's value is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueKind {
     /// An absolute path; `~` is the home directory.
     Path,
     /// As it is written.
     Word,
+    /// `true`, `yes`, `on` or `1`, or `false`, `no`, `off` or `0`, in any case; the driver is
+    /// given `true` or `false`.
+    Flag,
+    /// A size as the command line has it; the driver is given bytes.
+    Size,
 }
 
 /// Something that some pools can do and others cannot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Power {
@@ -97,6 +102,8 @@ pub enum Power {
     Clone,
     /// Keep a volume as it is now, and go back to that.
     Snapshot,
+    /// Have a filesystem of its own, and grow it.
+    Resize,
 }
 
 impl Power {
@@ -106,6 +113,7 @@ impl Power {
         match self {
             Power::Clone => "clone",
             Power::Snapshot => "snapshot",
+            Power::Resize => "resize",
         }
     }
 }

@@ -102,6 +102,7 @@ fn description(size: Bytes) -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        unfinished: false,
     }
 }
 
@@ -123,7 +124,8 @@ fn read(content: &dyn Content, offset: u64, length: usize) -> Vec<u8> {
 
 /// The data file, for what only damage does.
 fn raw_file(pool: &dyn Pool, id: VolumeId) -> File {
-    let Location::RawFile(path) = pool.open(id, Access::ReadWrite).unwrap();
+    let location = pool.open(id, Access::ReadWrite).unwrap();
+    let path = location.path();
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -572,7 +574,7 @@ mod laws {
         let made = volume(&*pool, 1);
         let opened = pool.open(made.id, Access::ReadWrite).unwrap();
         assert_eq!(pool.open(made.id, Access::ReadOnly).unwrap(), opened);
-        let Location::RawFile(path) = &opened;
+        let path = opened.path();
         assert!(path.is_absolute());
         assert_eq!(path.metadata().unwrap().len(), MIB);
         pool.close(made.id).unwrap();

@@ -79,6 +79,22 @@ pub enum DiskLocation {
     /// A regular file that holds the disk byte for byte, as an absolute path. Its format is
     /// never guessed from its content, which belongs to the guest.
     RawFile(PathBuf),
+    /// A block device of the host that is the disk, as an absolute path.
+    BlockDevice(PathBuf),
+    /// A qcow2 file, as an absolute path. Its backing files are those that it and they name.
+    Qcow2File(PathBuf),
+}
+
+impl DiskLocation {
+    /// The file or device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            DiskLocation::RawFile(path)
+            | DiskLocation::BlockDevice(path)
+            | DiskLocation::Qcow2File(path) => path,
+        }
+    }
 }
 
 /// A disk's serial number: 1 to 20 of `a-z A-Z 0-9 . _ -`.

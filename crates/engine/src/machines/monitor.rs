@@ -212,10 +212,14 @@ impl Engine {
         let location = pool
             .open(volume.id, access)
             .map_err(|source| pool_error(volume, "open", source))?;
-        let Location::RawFile(path) = location;
+        let location = match location {
+            Location::RawFile(path) => DiskLocation::RawFile(path),
+            Location::BlockDevice(path) => DiskLocation::BlockDevice(path),
+            Location::Qcow2File(path) => DiskLocation::Qcow2File(path),
+        };
         let serial = DiskSerial::for_volume(&volume.name, volume.id);
         Ok(Disk {
-            location: DiskLocation::RawFile(path),
+            location,
             serial,
             access,
         })

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use sistemo_host::directory::FileError;
-use sistemo_model::NameError;
+use sistemo_model::{NameError, SizeError};
 
 /// Why the configuration of the pools as a whole is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +154,19 @@ pub enum Problem {
     NotAbsolute {
         /// The value.
         value: String,
+    },
+    /// Neither yes nor no.
+    #[error("`{}` is neither `true` nor `false`", value.escape_debug())]
+    NotAFlag {
+        /// The value.
+        value: String,
+    },
+    /// Not a size.
+    #[error("it is not a size")]
+    NotASize {
+        /// What is wrong with it.
+        #[source]
+        source: SizeError,
     },
     /// `~` where nobody knows what it stands for.
     #[error("`{}` needs a home directory, and HOME is not set", value.escape_debug())]

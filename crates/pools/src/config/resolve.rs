@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sistemo_model::PoolName;
+use sistemo_model::{Bytes, PoolName};
 
 use super::document::{Entry, Mistake, Section};
 use super::fault::Problem;
@@ -82,6 +82,8 @@ pub(super) fn resolve(
             ValueKind::Path => path(&entry.value, surroundings.home.as_deref())
                 .map_err(|problem| mistake(entry, problem))?,
             ValueKind::Word => entry.value.clone(),
+            ValueKind::Flag => flag(&entry.value).map_err(|problem| mistake(entry, problem))?,
+            ValueKind::Size => size(&entry.value).map_err(|problem| mistake(entry, problem))?,
         };
         values.insert(entry.key.clone(), value);
     }
@@ -164,6 +166,26 @@ fn path(value: &str, home: Option<&Path>) -> Result<String, Problem> {
         (Some(_), None) => Err(Problem::NoHome { value }),
         (None, _) if Path::new(&value).is_absolute() => Ok(value),
         (None, _) => Err(Problem::NotAbsolute { value }),
+    }
+}
+
+/// The words for yes and no that Python's `configparser` knows, and so the files of Qubes OS.
+fn flag(value: &str) -> Result<String, Problem> {
+    let is_one_of = |words: [&str; 4]| words.iter().any(|word| value.eq_ignore_ascii_case(word));
+    if is_one_of(["true", "yes", "on", "1"]) {
+        Ok(true.to_string())
+    } else if is_one_of(["false", "no", "off", "0"]) {
+        Ok(false.to_string())
+    } else {
+        let value = value.to_owned();
+        Err(Problem::NotAFlag { value })
+    }
+}
+
+fn size(value: &str) -> Result<String, Problem> {
+    match value.parse::<Bytes>() {
+        Ok(size) => Ok(size.get().to_string()),
+        Err(source) => Err(Problem::NotASize { source }),
     }
 }
 

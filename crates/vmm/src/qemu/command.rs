@@ -61,7 +61,7 @@ pub(super) enum Caching {
 impl Caching {
     /// Tries a disk's file, which is the only way to know.
     pub(super) fn of(disk: &Disk) -> Result<Caching, VmmError> {
-        let DiskLocation::RawFile(path) = &disk.location;
+        let path = disk.location.path();
         let access = match disk.access {
             Access::ReadWrite => OFlags::RDWR,
             Access::ReadOnly => OFlags::RDONLY,
@@ -205,8 +205,7 @@ impl Arguments {
     ) -> Result<(), VmmError> {
         let name = node_name(position);
         let file_name = format!("{name}-file");
-        let DiskLocation::RawFile(path) = &disk.location;
-        let path = absolute(path);
+        let path = absolute(disk.location.path());
         let Some(path) = path.to_str() else {
             return Err(VmmError::Path { path });
         };
@@ -216,8 +215,13 @@ impl Arguments {
         };
         let cache = json!({ "direct": caching == Caching::Direct, "no-flush": false });
         let read_only = disk.access == Access::ReadOnly;
+        let (file_driver, format_driver) = match disk.location {
+            DiskLocation::RawFile(_) => ("file", "raw"),
+            DiskLocation::BlockDevice(_) => ("host_device", "raw"),
+            DiskLocation::Qcow2File(_) => ("file", "qcow2"),
+        };
         let mut file = json!({
-            "driver": "file",
+            "driver": file_driver,
             "node-name": file_name,
             "filename": path,
             "aio": aio,
@@ -225,7 +229,7 @@ impl Arguments {
             "read-only": read_only,
         });
         let mut raw = json!({
-            "driver": "raw",
+            "driver": format_driver,
             "node-name": name,
             "file": file_name,
             "cache": cache,

@@ -24,14 +24,25 @@
 //! - **Space.** Volumes are thin: a pool may hold more virtual bytes than it has room for, and a
 //!   write may find it full.
 //! - **Reading the data.** [`Pool::verify`] looks at what a volume is made of, not at every block.
+//!
+//! What not every pool can do is a power of its own: see [`Clones`], [`Snapshots`],
+//! [`OwnFilesystem`].
+
+mod powers;
 
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::sparse::CopyPath;
 use sistemo_model::{Access, Bytes, PoolName, VolumeId};
+
+pub use self::powers::{
+    Clones, Cost, LiveDisk, LiveDiskError, Origin, OwnFilesystem, Progress, Snapshot, Snapshots,
+    Way,
+};
 
 use crate::{Content, Description, PoolError};
 
@@ -44,7 +55,7 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn name(&self) -> &PoolName;
 
     /// The name of its driver, for people; nothing may be decided by it.
-    fn driver(&self) -> &'static str;
+    fn driver(&self) -> &str;
 
     /// Where it is.
     fn directory(&self) -> &Path;
@@ -85,8 +96,8 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// [`PoolError::ReadOnly`].
     fn draft(&self, description: &Description) -> Result<Box<dyn Draft + '_>, PoolError>;
 
-    /// Removes a volume, or what is left of one in whatever state, [`Found::Damaged`] included.
-    /// What is not there is no error.
+    /// Removes a volume with its snapshots, or what is left of one in whatever state,
+    /// [`Found::Damaged`] included. What is not there is no error. Clones of it stay.
     ///
     /// A crash leaves the volume, or [`Found::Orphan`], or nothing.
     ///
@@ -152,6 +163,15 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// # Errors
     /// Where the pool cannot be read.
     fn verify(&self, id: VolumeId, recorded: Bytes) -> Result<Vec<Flaw>, PoolError>;
+
+    /// Its power to make volumes from volumes, where it has it.
+    fn clones(&self) -> Option<&dyn Clones>;
+
+    /// Its power to keep volumes as they were, where it has it.
+    fn snapshots(&self) -> Option<&dyn Snapshots>;
+
+    /// Its own filesystem, where it has one.
+    fn own_filesystem(&self) -> Option<&dyn OwnFilesystem>;
 }
 
 /// A volume that does not exist yet.
@@ -199,6 +219,23 @@ pub trait Draft: Send + fmt::Debug {
 pub enum Location {
     /// A file that holds the volume's bytes as they are.
     RawFile(PathBuf),
+    /// A block device of the host that is the volume.
+    BlockDevice(PathBuf),
+    /// A qcow2 file, which may have a chain of backing files, each named with its format in the
+    /// one above.
+    Qcow2File(PathBuf),
+}
+
+impl Location {
+    /// The file or device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Location::RawFile(path) | Location::BlockDevice(path) | Location::Qcow2File(path) => {
+                path
+            }
+        }
+    }
 }
 
 /// The space of the place that a pool is in, in bytes. Other things may live there too.
@@ -226,10 +263,13 @@ pub struct Facts {
 }
 
 /// How a volume's data is laid out on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// As the bytes are.
     Raw,
+    /// QEMU's format, in which a file may lie over others.
+    Qcow2,
 }
 
 impl Format {
@@ -238,6 +278,7 @@ impl Format {
     pub fn as_str(self) -> &'static str {
         match self {
             Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
         }
     }
 }
@@ -323,6 +364,12 @@ pub enum Flaw {
     /// Its description cannot be understood.
     #[error("its description is not readable")]
     BadDescription,
+    /// Something of it cannot be read as what it should be.
+    #[error("{reason}")]
+    Unreadable {
+        /// What is wrong, in the driver's words.
+        reason: String,
+    },
     /// Its description gives another size than was recorded.
     #[error("its description gives {} bytes instead of {}", described.get(), recorded.get())]
     DescribedSize {
