@@ -474,7 +474,7 @@ impl Held {
 fn new_volume(random: &mut Random) -> Step {
     let count = 8 + random.below(MOST_BLOCKS / 2);
     let new = description(Bytes::new(count * BLOCK));
-    let mut stamps: Vec<Stamp> = (0..1 + random.below(count))
+    let mut stamps: Vec<Stamp> = (0..=random.below(count))
         .map(|_| {
             if random.below(3) == 0 {
                 stamp(random)

@@ -15,12 +15,10 @@
 //! killed processes start the test program once more, with `file_on_ext4::worker` alone.
 
 use std::env;
-use std::sync::Arc;
 
 use sistemo_host::program::Program;
-use sistemo_pools::{Pool, PoolError};
 
-use crate::bench::{Bench, Place};
+use crate::bench::{Bench, Open};
 use crate::check::attempt;
 use crate::law::Outcome;
 use crate::laws::laws;
@@ -77,7 +75,7 @@ fn this_test(module: &'static str) -> impl Fn(&Task) -> Program + Send + Sync {
 ///
 /// # Panics
 /// Where a step fails.
-pub fn work(open: &dyn Fn(&Place) -> Result<Arc<dyn Pool>, PoolError>) {
+pub fn work(open: &Open) {
     let Ok(text) = env::var(TASK) else {
         return;
     };

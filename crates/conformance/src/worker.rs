@@ -7,7 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::process::parent_id;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::program::Running;
 use sistemo_model::{Access, Bytes, VolumeId};
-use sistemo_pools::{Found, Pool, PoolError};
+use sistemo_pools::{Found, Pool};
 
-use crate::bench::{Bench, Place};
+use crate::bench::{Bench, Open, Place};
 use crate::expectation::{equal, holds, is_a};
 use crate::law::{Outcome, Stop, Verdict};
 use crate::random::Random;
@@ -77,10 +76,7 @@ enum Line {
 ///
 /// # Errors
 /// Where a step fails; the diary then says why.
-pub fn work(
-    task: &Task,
-    open: &dyn Fn(&Place) -> Result<Arc<dyn Pool>, PoolError>,
-) -> Result<(), Outcome> {
+pub fn work(task: &Task, open: &Open) -> Result<(), Outcome> {
     let diary = Diary::at(task.diary.clone());
     work_noting(task, &diary, open).map_err(|stop| {
         let outcome = Outcome::from(Err(stop));
@@ -94,11 +90,7 @@ pub fn work(
     })
 }
 
-fn work_noting(
-    task: &Task,
-    diary: &Diary,
-    open: &dyn Fn(&Place) -> Result<Arc<dyn Pool>, PoolError>,
-) -> Verdict {
+fn work_noting(task: &Task, diary: &Diary, open: &Open) -> Verdict {
     let parent = parent_id();
     let pool = open(&task.place)?;
     let powers = Powers::of(&*pool);

@@ -143,7 +143,7 @@ pub(super) fn a_clone_keeps_the_holes(bench: &Bench) -> Verdict {
     let extents = pool.content(cloned.id, Access::ReadOnly)?.extents()?;
     let length: u64 = extents.iter().map(|extent| extent.length).sum();
     holds(
-        length >= MIB && length < 2 * MIB,
+        (MIB..2 * MIB).contains(&length),
         "extents of 1 to 2 MiB",
         || format!("they are {extents:?}"),
     )?;

@@ -282,7 +282,7 @@ pub(super) fn a_snapshot_keeps_the_holes(bench: &Bench) -> Verdict {
             let extents = content.extents()?;
             let length: u64 = extents.iter().map(|extent| extent.length).sum();
             holds(
-                length >= MIB && length < 2 * MIB,
+                (MIB..2 * MIB).contains(&length),
                 "extents of 1 to 2 MiB",
                 || format!("they are {extents:?}"),
             )?;
