@@ -93,11 +93,34 @@ pub fn filesystem_magic(path: &Path) -> io::Result<u64> {
 /// # Errors
 /// What statfs(2) says.
 pub fn is_in_memory(path: &Path) -> io::Result<bool> {
-    // As linux/magic.h has them.
-    const TMPFS: u64 = 0x0102_1994;
-    const RAMFS: u64 = 0x8584_58f6;
+    Ok(matches!(filesystem_name(path)?, Some("tmpfs" | "ramfs")))
+}
+
+/// What people call the kind of filesystem that holds `path`; `None` for rare ones. The ext
+/// family is one to the kernel, and `ext4` here.
+///
+/// # Errors
+/// What statfs(2) says.
+pub fn filesystem_name(path: &Path) -> io::Result<Option<&'static str>> {
+    // As linux/magic.h has them; of filesystems from elsewhere, as they say themselves.
+    const NAMES: [(u64, &str); 13] = [
+        (0xef53, "ext4"),
+        (0x5846_5342, "XFS"),
+        (0x9123_683e, "btrfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x8584_58f6, "ramfs"),
+        (0x794c_7630, "overlayfs"),
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0x6573_5546, "FUSE"),
+        (0xf2f5_2010, "F2FS"),
+        (0x4d44, "FAT"),
+        (0xca45_1a4e, "bcachefs"),
+        (0x2fc1_2fc1, "ZFS"),
+    ];
     let kind = filesystem_magic(path)?;
-    Ok(kind == TMPFS || kind == RAMFS)
+    let known = NAMES.iter().find(|(magic, _)| *magic == kind);
+    Ok(known.map(|(_, name)| *name))
 }
 
 #[cfg(test)]
@@ -112,5 +135,6 @@ mod tests {
         assert!(space(Path::new("/")).unwrap().size > 0);
         assert!(!user_name().is_empty());
         assert!(!is_in_memory(Path::new("/proc")).unwrap());
+        assert_eq!(filesystem_name(Path::new("/proc")).unwrap(), None);
     }
 }
