@@ -12,6 +12,7 @@
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
 //! | [`marker`] | how a pool is recognised |
+//! | [`external`] | drivers that are programs of their own, and their protocol |
 //! | [`mod@file`] | the `file` driver: a directory of sparse files |
 
 pub mod config;
@@ -19,6 +20,7 @@ pub mod content;
 pub mod contract;
 pub mod description;
 mod error;
+pub mod external;
 pub mod file;
 pub mod marker;
 mod record;
@@ -34,6 +36,7 @@ pub use contract::{
 };
 pub use description::Description;
 pub use error::PoolError;
+pub use external::{DriverFault, ExternalDriver, ExternalPool};
 pub use file::FilePool;
 pub use marker::FirstUse;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};
