@@ -324,8 +324,7 @@ impl ExternalPool {
     /// What a volume's description looks like in a request.
     pub(super) fn written(&self, description: &Description) -> Result<Value, PoolError> {
         description
-            .to_json()
-            .and_then(|text| serde_json::from_slice(&text))
+            .to_value()
             .map_err(|source| PoolError::BadDescription {
                 pool: self.name.clone(),
                 volume: description.id,
@@ -372,9 +371,7 @@ impl ExternalPool {
         self.check_path(word, &location.path)?;
         let description = match description {
             None => Err(BadDescription::None),
-            Some(value) => serde_json::to_vec(&value)
-                .and_then(|text| Description::from_json(&text, id))
-                .map_err(BadDescription::Unreadable),
+            Some(value) => Description::from_value(&value, id).map_err(BadDescription::Unreadable),
         };
         if description
             .as_ref()
