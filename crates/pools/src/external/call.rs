@@ -36,7 +36,7 @@ impl Default for Limits {
         Limits {
             introduction: Duration::from_secs(10),
             ordinary: Duration::from_secs(60),
-            copying: Duration::from_hours(6),
+            copying: Duration::from_secs(6 * 60 * 60),
             patience: PATIENCE,
         }
     }
