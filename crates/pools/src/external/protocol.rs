@@ -355,7 +355,7 @@ pub struct CapabilityOption {
     #[serde(default)]
     pub required: bool,
     /// Its value where a pool does not have it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,
     /// What it is, in one line.
     pub summary: String,
