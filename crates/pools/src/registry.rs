@@ -1,8 +1,8 @@
 //! The drivers there are, and how a pool's configuration becomes a pool.
 //!
 //! A driver of this program is one file: it implements [`Driver`] and has its line in
-//! [`Registry::built_in`]. Any other is an executable: see [`external`](crate::external). Nobody
-//! else asks for a driver by name.
+//! [`Registry::built_in`]. Any other is an executable: see [`external`]. Nobody else asks for a
+//! driver by name.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -353,9 +353,9 @@ fn each_optional_field_is_shown_somewhere() {
         }
     }
     let (mut shown, mut described) = (BTreeSet::new(), BTreeSet::new());
-    messages()
-        .iter()
-        .for_each(|message| keys(&message.value, &mut shown));
+    for message in messages() {
+        keys(&message.value, &mut shown);
+    }
     properties(&Schema::parse().0, &mut described);
     let missing: Vec<_> = described.difference(&shown).collect();
     assert!(missing.is_empty(), "{missing:?}");
