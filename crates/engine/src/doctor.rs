@@ -262,7 +262,7 @@ impl Records {
 /// Looks at each pool: whether it can be used now, and whether what is in it is what the
 /// catalogue knows. A catalogue that cannot be read has its own check.
 fn check_pools(settings: &Settings) -> Vec<Check> {
-    let registry = Registry::built_in();
+    let registry = Registry::for_data_directory(&settings.data_dir.value);
     let conf = match StorageConf::load(&settings.surroundings(), &registry) {
         Ok(conf) => conf,
         Err(error) => {

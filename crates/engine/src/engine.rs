@@ -67,13 +67,13 @@ impl Engine {
         let locks = Locks::open(&path.join("locks")).map_err(|source| unusable(path, source))?;
         let images = Images::open(path).map_err(Error::ImageStore)?;
         let engine = Engine {
+            pools: Pools::new(path),
             settings,
             reporter,
             caller,
             catalogue,
             locks,
             images,
-            pools: Pools::default(),
         };
         engine.keep_reserve(&directory);
         engine.recover()?;

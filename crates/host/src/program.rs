@@ -14,8 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 /// Where system programs are, also when an ordinary user's PATH leaves them out.
 const SYSTEM_PATH: [&str; 6] = [
@@ -32,6 +34,8 @@ const FIRST_INHERITED: i32 = 3;
 
 const KEPT_LINES: usize = 12;
 const LONGEST_OUTPUT: u64 = 64 << 20;
+/// How much of the standard error of a confined program is kept, in bytes.
+const KEPT_ERROR: usize = 1 << 14;
 
 /// Why a program did not do what it was started for.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,14 @@ pub enum ProgramError {
         /// How long it was given.
         limit: Duration,
     },
+    /// It printed more than it may and was killed.
+    #[error("{name} printed more than {limit} bytes")]
+    TooMuchOutput {
+        /// The program's name.
+        name: String,
+        /// How many bytes it may print.
+        limit: usize,
+    },
 }
 
 fn said(message: &str) -> String {
@@ -96,6 +108,17 @@ impl Output {
     }
 }
 
+/// How a program ended, well or not, and what it printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// The last lines of its standard error.
+    pub stderr: String,
+}
+
 /// A program to be run, built up like [`std::process::Command`].
 ///
 /// It starts with an empty standard input, `LC_ALL=C`, and none of our open files but those
@@ -106,6 +129,7 @@ pub struct Program {
     name: String,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    bare: bool,
     directory: Option<PathBuf>,
     inherited: Vec<OwnedFd>,
     input: Vec<u8>,
@@ -138,6 +162,7 @@ impl Program {
             name,
             arguments: Vec::new(),
             environment: vec![("LC_ALL".into(), "C".into())],
+            bare: false,
             directory: None,
             inherited: Vec::new(),
             input: Vec::new(),
@@ -182,6 +207,14 @@ impl Program {
         self.environment
             .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
+    }
+
+    /// Gives it nothing of our own environment: only what is set here, `LC_ALL=C`, and a `PATH`
+    /// of the system's directories.
+    #[must_use]
+    pub fn bare_environment(mut self) -> Program {
+        self.bare = true;
+        self.env("PATH", SYSTEM_PATH.join(":"))
     }
 
     /// Runs it in a directory.
@@ -337,6 +370,55 @@ impl Program {
         ended(name, status, stdout, kept)
     }
 
+    /// Runs a program that is not trusted to end, nor to be brief, and returns how it ended,
+    /// whatever its status. It has a process group of its own, so no key on the terminal
+    /// interrupts it together with us; where it takes longer than its time limit, or prints more
+    /// than `most` bytes, it is killed with all of that group.
+    ///
+    /// What it leaves running when it ends is not waited for, were it to keep our pipes open.
+    ///
+    /// # Errors
+    /// Where it cannot be started, takes too long, or prints too much.
+    pub fn run_confined(self, most: usize) -> Result<Ended, ProgramError> {
+        let (path, name, limit) = (self.path.clone(), self.name.clone(), self.limit);
+        let fail = |source| ProgramError::Start {
+            path: path.clone(),
+            source,
+        };
+        let (mut command, input) = self.into_command()?;
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let mut child = command
+            .spawn()
+            .map_err(|source| start_error(&path, source))?;
+        drop(command);
+        let talked = Talk::begin(&mut child, input).and_then(|talk| talk.until_end(most, deadline));
+        if !matches!(talked, Ok((Stop::Ended, _))) {
+            // Nobody has waited for it yet, so its number is still its group's.
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+        }
+        let status = child.wait().map_err(fail)?;
+        let (stop, talk) = talked.map_err(fail)?;
+        match stop {
+            Stop::Ended => {}
+            Stop::TooLong => {
+                let limit = limit.unwrap_or_default();
+                return Err(ProgramError::TimedOut { name, limit });
+            }
+            Stop::TooMuch => return Err(ProgramError::TooMuchOutput { name, limit: most }),
+        }
+        let kept = keep_last_lines(talk.error.as_slice(), &mut |_| {}).map_err(fail)?;
+        Ok(Ended {
+            status,
+            stdout: talk.output,
+            stderr: kept.into_iter().collect::<Vec<_>>().join("\n"),
+        })
+    }
+
     /// Runs it with our own standard input, output and error, and waits for it.
     ///
     /// # Errors
@@ -414,6 +496,9 @@ impl Program {
     )]
     fn into_command(self) -> Result<(Command, Vec<u8>), ProgramError> {
         let mut command = Command::new(&self.path);
+        if self.bare {
+            command.env_clear();
+        }
         command.args(&self.arguments).envs(self.environment);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
@@ -436,6 +521,147 @@ impl Program {
             })?;
         Ok((command, self.input))
     }
+}
+
+/// What is said and heard over a running program's pipes, none of which is waited for alone.
+struct Talk {
+    process: OwnedFd,
+    stdin: Option<File>,
+    stdout: Option<File>,
+    stderr: Option<File>,
+    input: Vec<u8>,
+    said: usize,
+    output: Vec<u8>,
+    /// The end of what it wrote to stderr.
+    error: Vec<u8>,
+}
+
+/// Why a talk is over.
+enum Stop {
+    Ended,
+    TooLong,
+    TooMuch,
+}
+
+impl Talk {
+    fn begin(child: &mut Child, input: Vec<u8>) -> io::Result<Talk> {
+        let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let own = |pipe: Option<OwnedFd>| {
+            let pipe = pipe.map(File::from);
+            if let Some(pipe) = &pipe {
+                rustix::io::ioctl_fionbio(pipe, true)?;
+            }
+            io::Result::Ok(pipe)
+        };
+        Ok(Talk {
+            process,
+            stdin: own(child.stdin.take().map(OwnedFd::from))?,
+            stdout: own(child.stdout.take().map(OwnedFd::from))?,
+            stderr: own(child.stderr.take().map(OwnedFd::from))?,
+            input,
+            said: 0,
+            output: Vec::new(),
+            error: Vec::new(),
+        })
+    }
+
+    fn until_end(mut self, most: usize, deadline: Option<Instant>) -> io::Result<(Stop, Talk)> {
+        loop {
+            let ended = self.wait(deadline)?;
+            self.say()?;
+            self.hear(most)?;
+            if self.output.len() > most {
+                return Ok((Stop::TooMuch, self));
+            }
+            if ended {
+                return Ok((Stop::Ended, self));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok((Stop::TooLong, self));
+            }
+        }
+    }
+
+    /// Waits until there is something to do; returns whether the program has ended. What it
+    /// printed before is then in the pipes.
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        let left = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
+        });
+        let mut polled = vec![PollFd::new(&self.process, PollFlags::IN)];
+        let heard = [&self.stdout, &self.stderr];
+        polled.extend(
+            heard
+                .into_iter()
+                .flatten()
+                .map(|p| PollFd::new(p, PollFlags::IN)),
+        );
+        polled.extend(self.stdin.iter().map(|p| PollFd::new(p, PollFlags::OUT)));
+        match poll(&mut polled, left.as_ref()) {
+            Ok(_) => Ok(!polled[0].revents().is_empty()),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn say(&mut self) -> io::Result<()> {
+        while let Some(stdin) = &mut self.stdin {
+            match stdin.write(&self.input[self.said..]) {
+                Ok(written) => self.said += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // A program that does not read all of its input may still succeed.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    self.said = self.input.len();
+                }
+                Err(error) => return Err(error),
+            }
+            if self.said == self.input.len() {
+                self.stdin = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, most: usize) -> io::Result<()> {
+        hear(&mut self.stdout, &mut self.output, |output| {
+            output.len() > most
+        })?;
+        hear(&mut self.stderr, &mut self.error, |error| {
+            // Only the last lines are kept; an endless stream must not keep us here.
+            let surplus = error.len().saturating_sub(KEPT_ERROR);
+            error.drain(..surplus);
+            surplus > 0
+        })
+    }
+}
+
+/// Reads what is in a pipe until it is empty or `enough` says so.
+fn hear(
+    pipe: &mut Option<File>,
+    into: &mut Vec<u8>,
+    mut enough: impl FnMut(&mut Vec<u8>) -> bool,
+) -> io::Result<()> {
+    let mut buffer = [0; 1 << 14];
+    while let Some(open) = pipe {
+        match open.read(&mut buffer) {
+            Ok(0) => *pipe = None,
+            Ok(length) => {
+                into.extend_from_slice(&buffer[..length]);
+                if enough(into) {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn ended(
@@ -524,12 +750,20 @@ impl Running {
 /// Where a program is, if it is installed.
 #[must_use]
 pub fn locate(name: &str) -> Option<PathBuf> {
+    search_path()
+        .into_iter()
+        .map(|directory| directory.join(name))
+        .find(|candidate| is_executable(candidate))
+}
+
+/// The absolute directories of PATH, then the system's own.
+#[must_use]
+pub fn search_path() -> Vec<PathBuf> {
     let own_path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&own_path)
         .filter(|directory| directory.is_absolute())
         .chain(SYSTEM_PATH.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|candidate| is_executable(candidate))
+        .collect()
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -673,6 +907,85 @@ mod tests {
             .run()
             .unwrap_err();
         assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+    }
+
+    fn shell(script: &str) -> Program {
+        Program::find("sh").unwrap().args(["-c", script])
+    }
+
+    #[test]
+    fn a_confined_program_says_how_it_ended_whatever_that_is() {
+        let script = "cat; echo oops >&2; exit 3";
+        let ended = shell(script).input("hello").run_confined(99).unwrap();
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(ended.stdout, b"hello");
+        assert_eq!(ended.stderr, "oops");
+        let large = vec![b'x'; 3 << 20];
+        let ended = shell("cat").input(large.clone()).run_confined(4 << 20);
+        assert!(ended.unwrap().stdout == large);
+        let ended = shell("exec 0<&-").input(large).run_confined(99).unwrap();
+        assert!(ended.status.success());
+    }
+
+    #[test]
+    fn a_confined_program_that_prints_without_end_is_killed() {
+        let error = shell("yes").run_confined(1000).unwrap_err();
+        assert_eq!(error.to_string(), "sh printed more than 1000 bytes");
+        let limit = Duration::from_millis(200);
+        let error = shell("yes >&2").time_limit(limit).run_confined(9);
+        assert!(
+            matches!(error, Err(ProgramError::TimedOut { .. })),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_confined_program_is_killed_with_its_children() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = home.path().join("lock");
+        let held = crate::lock::Lock::acquire(&lock, "test", Duration::ZERO).unwrap();
+        let error = shell("sleep 600 & sleep 600")
+            .inherit(&held)
+            .unwrap()
+            .time_limit(Duration::from_millis(100))
+            .run_confined(99)
+            .unwrap_err();
+        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+        drop(held);
+        // Both had it open: it is free when both are gone.
+        drop(crate::lock::Lock::acquire(&lock, "test", Duration::from_secs(10)).unwrap());
+    }
+
+    #[test]
+    fn what_a_confined_program_leaves_running_is_not_waited_for() {
+        let ended = shell("echo done; sleep 600 & echo $!")
+            .run_confined(99)
+            .unwrap();
+        let text = String::from_utf8(ended.stdout).unwrap();
+        let (said, left) = text.trim().split_once('\n').unwrap();
+        assert_eq!(said, "done");
+        let left = crate::process::ProcessIdentity::of(left.parse().unwrap());
+        left.unwrap()
+            .unwrap()
+            .end(crate::process::Ending::Kill)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_bare_environment_holds_what_was_given_alone() {
+        let ended = Program::find("env")
+            .unwrap()
+            .bare_environment()
+            .env("GIVEN", "1")
+            .run_confined(999)
+            .unwrap();
+        let mut lines: Vec<_> = std::str::from_utf8(&ended.stdout)
+            .unwrap()
+            .lines()
+            .collect();
+        lines.sort_unstable();
+        let path = format!("PATH={}", SYSTEM_PATH.join(":"));
+        assert_eq!(lines, ["GIVEN=1", "LC_ALL=C", &path]);
     }
 
     #[test]

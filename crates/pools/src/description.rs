@@ -1,6 +1,7 @@
 //! What stands beside every volume in its pool.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sistemo_model::{Boot, Bytes, Filesystem, Role, Timestamp, VolumeId, VolumeName};
 
 use crate::record;
@@ -33,6 +34,22 @@ pub struct Description {
 }
 
 impl Description {
+    /// The description as the protocol of external drivers has it.
+    ///
+    /// # Errors
+    /// None that a description could lead to.
+    pub fn to_value(&self) -> serde_json::Result<Value> {
+        record::encode(self).and_then(|text| serde_json::from_slice(&text))
+    }
+
+    /// Reads a description that was given out as a value; one of another volume is an error.
+    ///
+    /// # Errors
+    /// Where it is not a description of that volume.
+    pub fn from_value(value: &Value, volume: VolumeId) -> serde_json::Result<Description> {
+        serde_json::to_vec(value).and_then(|text| Description::from_json(&text, volume))
+    }
+
     pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         record::encode(self)
     }

@@ -10,6 +10,7 @@ use sistemo_host::directory::FileError;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{Bytes, CatalogueId, PoolName, SnapshotName, VolumeId};
 
+use crate::external::{DriverFault, UnusableDriver};
 use crate::{Flaw, LiveDiskError};
 
 /// A pool operation that failed.
@@ -86,6 +87,17 @@ pub enum PoolError {
         pool: PoolName,
         /// Its driver.
         driver: String,
+    },
+    /// The pool's driver is there and cannot be used.
+    #[error("pool {pool} needs driver {driver}, which cannot be used")]
+    UnusableDriver {
+        /// The pool.
+        pool: PoolName,
+        /// Its driver.
+        driver: String,
+        /// Why not.
+        #[source]
+        source: UnusableDriver,
     },
     /// The pool has no directory, and its driver keeps volumes in one.
     #[error("pool {pool} has no directory")]
@@ -318,6 +330,19 @@ pub enum PoolError {
         size: Bytes,
         /// The size asked for.
         to: Bytes,
+    },
+    /// The pool's external driver did not do what it was asked.
+    #[error("driver {driver} failed at `{operation}` in pool {pool}")]
+    Driver {
+        /// The driver.
+        driver: String,
+        /// What it was asked, in the word of the protocol.
+        operation: &'static str,
+        /// The pool.
+        pool: PoolName,
+        /// What it did instead.
+        #[source]
+        source: DriverFault,
     },
     /// Anything else that the system refused.
     #[error("cannot {action} volume {volume} in pool {pool}")]

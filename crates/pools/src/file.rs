@@ -43,7 +43,7 @@
 //! snapshot and reverting twice, unless the revert changes the size.
 
 mod clones;
-mod content;
+pub(crate) mod content;
 mod draft;
 mod driver;
 mod names;
@@ -431,7 +431,7 @@ impl FilePool {
         })
     }
 
-    fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
+    pub(crate) fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
         let bytes = size.get();
         // No file is longer than `off_t` can say.
         let possible = i64::try_from(bytes).is_ok();

@@ -13,6 +13,7 @@
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
 //! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
+//! | [`external`] | drivers that are programs of their own, and their protocol |
 //! | [`mod@file`] | the `file` and `file-reflink` drivers: a directory of sparse files |
 
 pub mod config;
@@ -20,6 +21,7 @@ pub mod content;
 pub mod contract;
 pub mod description;
 mod error;
+pub mod external;
 pub mod file;
 mod loop_backed;
 pub mod marker;
@@ -36,6 +38,7 @@ pub use contract::{
 };
 pub use description::Description;
 pub use error::PoolError;
+pub use external::{DriverFault, ExternalDriver, ExternalPool};
 pub use file::{FilePool, SetupCheck};
 pub use marker::FirstUse;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

@@ -1,15 +1,19 @@
 //! The drivers there are, and how a pool's configuration becomes a pool.
 //!
-//! A driver is one file: it implements [`Driver`] and has its line in [`Registry::built_in`].
-//! Nobody else asks for a driver by name.
+//! A driver of this program is one file: it implements [`Driver`] and has its line in
+//! [`Registry::built_in`]. Any other is an executable: see [`external`]. Nobody else asks for a
+//! driver by name.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sistemo_model::CatalogueId;
 
 use crate::config::PoolConfig;
+use crate::external::{self, ExternalDriver, Limits, UnusableDriver};
 use crate::file::{FileDriver, FileReflinkDriver};
 use crate::{FirstUse, Pool, PoolError};
 
@@ -122,6 +126,55 @@ impl Power {
 #[derive(Debug)]
 pub struct Registry {
     drivers: Vec<Box<dyn Driver>>,
+    /// `None` where executables are not looked for.
+    external: Option<External>,
+}
+
+/// The directory of a data directory in which executables that are drivers are looked for first.
+const OWN_DIRECTORY: &str = "drivers";
+
+/// The drivers that are executables.
+#[derive(Debug)]
+struct External {
+    directories: Vec<PathBuf>,
+    /// What each that was asked for said of itself, by its name: none is run twice for that.
+    introduced: Mutex<BTreeMap<String, Introduced>>,
+}
+
+type Introduced = Result<Arc<ExternalDriver>, UnusableDriver>;
+
+impl External {
+    /// The driver called so: by its name, or its absolute path.
+    fn driver(&self, name: &str) -> Option<Introduced> {
+        let mut introduced = self
+            .introduced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = introduced.get(name) {
+            return Some(known.clone());
+        }
+        let path = if Path::new(name).is_absolute() {
+            PathBuf::from(name)
+        } else {
+            external::find(name, &self.directories)?
+        };
+        let asked = ExternalDriver::introduce(name, &path, Limits::default());
+        let asked = match asked {
+            Ok(driver) => Ok(Arc::new(driver)),
+            Err(fault) => Err(UnusableDriver::from(&fault)),
+        };
+        introduced.insert(name.to_owned(), asked.clone());
+        Some(asked)
+    }
+
+    fn names(&self) -> Vec<String> {
+        external::names(&self.directories)
+    }
+
+    fn info(&self, name: &str) -> Option<Result<DriverInfo, UnusableDriver>> {
+        self.driver(name)
+            .map(|introduced| introduced.map(|driver| driver.info()))
+    }
 }
 
 impl Registry {
@@ -130,7 +183,28 @@ impl Registry {
     pub fn built_in() -> Registry {
         Registry {
             drivers: vec![Box::new(FileDriver), Box::new(FileReflinkDriver)],
+            external: None,
         }
+    }
+
+    /// The drivers of this program, and the executables in `drivers/` of a data directory and on
+    /// PATH.
+    #[must_use]
+    pub fn for_data_directory(data_dir: &Path) -> Registry {
+        let own = data_dir.join(OWN_DIRECTORY);
+        let found = sistemo_host::program::search_path();
+        Registry::built_in().searching(std::iter::once(own).chain(found).collect())
+    }
+
+    /// The same with the executables that are drivers in these directories, the first of a name,
+    /// and those that a pool's class names by their absolute path.
+    #[must_use]
+    pub fn searching(mut self, directories: Vec<PathBuf>) -> Registry {
+        self.external = Some(External {
+            directories,
+            introduced: Mutex::default(),
+        });
+        self
     }
 
     /// The same with another driver, whose names are nobody else's.
@@ -140,33 +214,103 @@ impl Registry {
         self
     }
 
-    /// All drivers, the usual one first.
+    /// All drivers, the usual one first, those of this program before the executables. One that
+    /// cannot be used says so in its summary.
     #[must_use]
     pub fn drivers(&self) -> Vec<DriverInfo> {
-        self.drivers.iter().map(|driver| driver.info()).collect()
+        let mut all: Vec<_> = self.own().collect();
+        for name in self.external_names() {
+            let info = self.external.as_ref().and_then(|known| known.info(&name));
+            match info {
+                Some(Ok(info)) => all.push(info),
+                Some(Err(unusable)) => all.push(DriverInfo {
+                    name,
+                    aliases: Vec::new(),
+                    classes: Vec::new(),
+                    summary: format!("cannot be used: {unusable}"),
+                    options: Vec::new(),
+                    powers: Vec::new(),
+                }),
+                None => {}
+            }
+        }
+        all
     }
 
-    /// The driver of that name or alias.
+    /// The names of all drivers; none is run for it.
     #[must_use]
-    pub fn by_name(&self, name: &str) -> Option<DriverInfo> {
-        self.drivers()
-            .into_iter()
+    pub fn names(&self) -> Vec<String> {
+        let own = self.own().map(|info| info.name);
+        own.chain(self.external_names()).collect()
+    }
+
+    fn own(&self) -> impl Iterator<Item = DriverInfo> {
+        self.drivers.iter().map(|driver| driver.info())
+    }
+
+    /// The names of the executables that no driver of this program has.
+    fn external_names(&self) -> Vec<String> {
+        let mut names = self.external.as_ref().map(External::names);
+        if let Some(names) = &mut names {
+            names.retain(|name| self.own_by_name(name).is_none());
+        }
+        names.unwrap_or_default()
+    }
+
+    fn own_by_name(&self, name: &str) -> Option<DriverInfo> {
+        self.own()
             .find(|info| info.name == name || info.aliases.iter().any(|alias| alias == name))
     }
 
-    /// The driver of that class.
+    /// The driver of that name or alias; `None` where there is none, or it cannot be used.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<DriverInfo> {
+        self.named(name).and_then(Result::ok)
+    }
+
+    /// The driver of that class, which may be the absolute path of an executable; `None` where
+    /// there is none, or it cannot be used.
     #[must_use]
     pub fn by_class(&self, class: &str) -> Option<DriverInfo> {
-        self.drivers()
-            .into_iter()
-            .find(|info| info.classes.iter().any(|known| known == class))
+        self.classed(class).and_then(Result::ok)
+    }
+
+    /// As [`Registry::by_name`], and why one that is there cannot be used.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Result<DriverInfo, UnusableDriver>> {
+        if let Some(info) = self.own_by_name(name) {
+            return Some(Ok(info));
+        }
+        let by_name = !Path::new(name).is_absolute();
+        self.external
+            .as_ref()
+            .filter(|_| by_name)
+            .and_then(|external| external.info(name))
+    }
+
+    /// As [`Registry::by_class`], and why one that is there cannot be used.
+    #[must_use]
+    pub fn classed(&self, class: &str) -> Option<Result<DriverInfo, UnusableDriver>> {
+        let mut own = self.own();
+        if let Some(info) = own.find(|info| info.classes.iter().any(|known| known == class)) {
+            return Some(Ok(info));
+        }
+        let by_path = Path::new(class).is_absolute();
+        self.external
+            .as_ref()
+            .filter(|_| by_path)
+            .and_then(|external| external.info(class))
     }
 
     /// Whether any driver has an option of that name.
     #[must_use]
     pub fn knows_option(&self, name: &str) -> bool {
-        let drivers = self.drivers();
-        drivers.iter().any(|info| info.option(name).is_some())
+        let own = self.own().any(|info| info.option(name).is_some());
+        // Executables are only run where no other driver has it.
+        own || self
+            .drivers()
+            .iter()
+            .any(|info| info.option(name).is_some())
     }
 
     /// Opens a pool; see [`Driver::open`].
@@ -179,15 +323,23 @@ impl Registry {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<Arc<dyn Pool>, PoolError> {
-        let driver = self
-            .drivers
-            .iter()
-            .find(|driver| driver.info().name == pool.driver)
-            .ok_or_else(|| PoolError::NoDriver {
+        let mut own = self.drivers.iter();
+        if let Some(driver) = own.find(|driver| driver.info().name == pool.driver) {
+            return driver.open(pool, catalogue, first_use);
+        }
+        let external = self.external.as_ref();
+        match external.and_then(|external| external.driver(&pool.driver)) {
+            Some(Ok(driver)) => driver.open(pool, catalogue, first_use),
+            Some(Err(source)) => Err(PoolError::UnusableDriver {
                 pool: pool.name.clone(),
                 driver: pool.driver.clone(),
-            })?;
-        driver.open(pool, catalogue, first_use)
+                source,
+            }),
+            None => Err(PoolError::NoDriver {
+                pool: pool.name.clone(),
+                driver: pool.driver.clone(),
+            }),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod place;
 mod view;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sistemo_catalog::{KnownPool, Lockable, Session};
@@ -37,16 +38,15 @@ pub(crate) struct Pools {
     opened: Mutex<BTreeMap<PoolName, Arc<dyn Pool>>>,
 }
 
-impl Default for Pools {
-    fn default() -> Pools {
+impl Pools {
+    /// No pool is opened yet; external drivers are also looked for in the data directory.
+    pub(crate) fn new(data_dir: &Path) -> Pools {
         Pools {
-            registry: Registry::built_in(),
+            registry: Registry::for_data_directory(data_dir),
             opened: Mutex::default(),
         }
     }
-}
 
-impl Pools {
     fn opened(&self) -> MutexGuard<'_, BTreeMap<PoolName, Arc<dyn Pool>>> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }

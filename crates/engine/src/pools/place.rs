@@ -11,7 +11,7 @@ use super::{misconfigured, not_found};
 use crate::error::{Error, Result};
 
 /// What no pool may be in: the rest of the data directory.
-const RESERVED: [&str; 5] = ["images", "kernels", "machines", "locks", "ssh"];
+const RESERVED: [&str; 6] = ["images", "kernels", "machines", "locks", "ssh", "drivers"];
 
 /// Why a directory cannot be a pool's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use sistemo_host::directory::FileError;
 use sistemo_model::{NameError, SizeError};
 
+use crate::external::UnusableDriver;
+
 /// Why the configuration of the pools as a whole is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
@@ -131,6 +133,15 @@ pub enum Problem {
     UnknownClass {
         /// What was named.
         class: String,
+    },
+    /// A driver that is there and cannot be used.
+    #[error("driver `{}` cannot be used", driver.escape_debug())]
+    UnusableDriver {
+        /// What was named.
+        driver: String,
+        /// Why not.
+        #[source]
+        source: UnusableDriver,
     },
     /// An option that the driver does not have.
     #[error("driver {driver} has no such option; its options are {}", known.join(", "))]

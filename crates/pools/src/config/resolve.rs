@@ -124,10 +124,19 @@ fn driver(
     options: &Options<'_>,
     registry: &Registry,
 ) -> Result<DriverInfo, Mistake> {
+    let usable = |entry: &Entry, found: Option<Result<_, _>>, unknown: &dyn Fn() -> Problem| {
+        let driver = entry.value.clone();
+        let problem = match found {
+            Some(Ok(info)) => return Ok(info),
+            Some(Err(source)) => Problem::UnusableDriver { driver, source },
+            None => unknown(),
+        };
+        Err(mistake(entry, problem))
+    };
     if let Some(entry) = options.get(CLASS) {
-        return registry.by_class(&entry.value).ok_or_else(|| {
+        return usable(entry, registry.classed(&entry.value), &|| {
             let class = entry.value.clone();
-            mistake(entry, Problem::UnknownClass { class })
+            Problem::UnknownClass { class }
         });
     }
     let Some(entry) = options.get(DRIVER) else {
@@ -140,16 +149,11 @@ fn driver(
                 problem: Problem::NoDriver,
             });
     };
-    registry.by_name(&entry.value).ok_or_else(|| {
-        let problem = Problem::UnknownDriver {
+    usable(entry, registry.named(&entry.value), &|| {
+        Problem::UnknownDriver {
             driver: entry.value.clone(),
-            known: registry
-                .drivers()
-                .into_iter()
-                .map(|info| info.name)
-                .collect(),
-        };
-        mistake(entry, problem)
+            known: registry.names(),
+        }
     })
 }
 

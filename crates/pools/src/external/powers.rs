@@ -1,0 +1,207 @@
+//! The powers of a pool of an external driver.
+
+use sistemo_host::Changed;
+use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
+
+use super::content;
+use super::fault::DriverFault;
+use super::pool::ExternalPool;
+use super::protocol::{ChangedAnswer, LocationAnswer, Operation, SnapshotsAnswer, WayAnswer};
+use crate::contract::{
+    Clones, Cost, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
+};
+use crate::{Content, Description, Flaw, PoolError};
+
+impl ExternalPool {
+    /// The snapshot of that name of a volume that is there.
+    fn snapshot(&self, volume: VolumeId, name: &SnapshotName) -> Result<Snapshot, PoolError> {
+        let mut snapshots = self.snapshots_of(volume)?.into_iter();
+        snapshots
+            .find(|snapshot| snapshot.name == *name)
+            .ok_or_else(|| self.no_snapshot(volume, name))
+    }
+
+    fn snapshots_of(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
+        let operation = Operation::Snapshots { volume };
+        let word = operation.word();
+        let SnapshotsAnswer { snapshots } = self.ask(operation)?;
+        let mut known: Vec<Snapshot> = Vec::with_capacity(snapshots.len());
+        for told in snapshots {
+            let bytes = told.size.get();
+            if bytes == 0 || !bytes.is_multiple_of(Bytes::SECTOR) {
+                let what = "the size of a snapshot";
+                return Err(self.failed(word, DriverFault::Impossible { what, bytes }));
+            }
+            if known.iter().any(|snapshot| snapshot.name == told.name) {
+                let what = format!("snapshot {}", told.name);
+                return Err(self.failed(word, DriverFault::Twice { what }));
+            }
+            known.push(Snapshot {
+                name: told.name,
+                created: told.created,
+                size: told.size,
+                alone: told.alone,
+            });
+        }
+        known.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        Ok(known)
+    }
+
+    fn size_of(&self, origin: Origin<'_>) -> Result<Bytes, PoolError> {
+        let volume = self.volume(origin.volume)?;
+        match origin.snapshot {
+            None => Ok(volume.size),
+            Some(name) => self.snapshot(origin.volume, name).map(|found| found.size),
+        }
+    }
+
+    /// Makes sure that a clone is what it was to be.
+    fn check_clone(&self, new: &Description) -> Result<(), PoolError> {
+        let failed = |truth: String| self.failed("clone", DriverFault::Untrue { truth });
+        let seen = match self.volume(new.id) {
+            Err(PoolError::NoSuchVolume { .. }) => {
+                return Err(failed("there is no new volume".to_owned()));
+            }
+            other => other?,
+        };
+        if seen.size != new.size {
+            return Err(self.failed("clone", DriverFault::size(seen.size, new.size)));
+        }
+        if self.described(seen)? != *new {
+            return Err(failed("the new volume has another description".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Clones for ExternalPool {
+    fn clone_cost(&self) -> Cost {
+        self.costs().clone_cost.unwrap_or(Cost::Copy)
+    }
+
+    fn clone_volume(
+        &self,
+        origin: Origin<'_>,
+        new: &Description,
+        _progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        crate::file::FilePool::check_size(new.id, new.size)?;
+        let source_size = self.size_of(origin)?;
+        if source_size > new.size {
+            return Err(PoolError::SourceTooLarge {
+                pool: self.name.clone(),
+                volume: new.id,
+                size: new.size,
+                source_size: source_size.get(),
+            });
+        }
+        let WayAnswer { way } = self.ask_new(Operation::Clone {
+            volume: new.id,
+            size: new.size,
+            description: self.written(new)?,
+            source: origin.volume,
+            source_snapshot: origin.snapshot.cloned(),
+        })?;
+        if let Err(error) = self.check_clone(new) {
+            if let Err(error) = self.remove(new.id) {
+                tracing::warn!(%error, "what is left of a clone that was not made stays");
+            }
+            return Err(error);
+        }
+        Ok(way)
+    }
+}
+
+impl Snapshots for ExternalPool {
+    fn snapshot_cost(&self) -> Cost {
+        self.costs().snapshot_cost.unwrap_or(Cost::Copy)
+    }
+
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
+        self.volume(volume)?;
+        self.snapshots_of(volume)
+    }
+
+    fn take_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+        disk: Option<&mut dyn LiveDisk>,
+        _progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        let seen = self.volume(volume)?;
+        let operation = Operation::Snapshot {
+            volume,
+            snapshot: name.clone(),
+            created: Timestamp::now(),
+        };
+        // The protocol has no words for a VMM that must write elsewhere from now on.
+        if disk.is_some() && matches!(seen.location(), Location::Qcow2File(_)) {
+            return Err(self.failed(operation.word(), DriverFault::InUse));
+        }
+        let WayAnswer { way } = self.ask(operation)?;
+        Ok(way)
+    }
+
+    fn revert(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+        _progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        let seen = self.volume(volume)?;
+        let location = seen.location().clone();
+        let mut description = self.described(seen)?;
+        description.size = self.snapshot(volume, snapshot)?.size;
+        let operation = Operation::Revert {
+            volume,
+            snapshot: snapshot.clone(),
+            description: self.written(&description)?,
+        };
+        let word = operation.word();
+        let WayAnswer { way } = self.ask(operation)?;
+        self.check_size(word, volume, &location, description.size)?;
+        Ok(way)
+    }
+
+    fn delete_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Changed, PoolError> {
+        self.volume(volume)?;
+        let snapshot = snapshot.clone();
+        match self.ask(Operation::DeleteSnapshot { volume, snapshot }) {
+            Ok(ChangedAnswer { changed: true }) => Ok(Changed::Yes),
+            Ok(ChangedAnswer { changed: false }) | Err(PoolError::NoSuchSnapshot { .. }) => {
+                Ok(Changed::No)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn snapshot_content(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Box<dyn Content>, PoolError> {
+        let snapshot = self.snapshot(volume, snapshot)?;
+        let operation = Operation::OpenSnapshot {
+            volume,
+            snapshot: snapshot.name,
+        };
+        let word = operation.word();
+        let LocationAnswer { location } = self.ask(operation)?;
+        self.check_path(word, &location.path)?;
+        let wanted = self.wanted(volume, Access::ReadOnly);
+        let content = content::content_of(&location.into(), &wanted)
+            .map_err(|fault| self.failed(word, fault))?;
+        if content.size() == snapshot.size {
+            return Ok(content);
+        }
+        Err(self.subject(volume).damaged(Flaw::WrongSize {
+            recorded: snapshot.size,
+            real: content.size(),
+        }))
+    }
+}
