@@ -4,14 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sistemo_conformance::small::SmallPlace;
-use sistemo_conformance::{Bench, laws_hold_for};
+use sistemo_conformance::{Bench, Place, laws_hold_for};
 use sistemo_driver_sdk::host::program::{Ended, Program};
 use sistemo_driver_sdk::model::CatalogueId;
 use sistemo_driver_sdk::pools::external::{ExternalDriver, Limits};
 use sistemo_driver_sdk::pools::file::{FileDriver, FilePool};
-use sistemo_driver_sdk::{Driver, FirstUse, Pool, PoolConfig};
+use sistemo_driver_sdk::{Driver, FirstUse, Pool, PoolConfig, PoolError};
 
 /// Examples are built beside the tests.
 fn executable() -> PathBuf {
@@ -34,24 +35,20 @@ fn config(directory: &Path) -> PoolConfig {
     }
 }
 
+fn open(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+    let config = config(&place.directory);
+    driver().open(&config, place.catalogue, FirstUse::Allowed)
+}
+
 fn bench() -> Bench {
     let home = tempfile::tempdir().unwrap();
-    let driver = driver();
-    let powers = driver.info().powers;
-    let bench = Bench::new(home.path(), move |place| {
-        driver.open(
-            &config(&place.directory),
-            place.catalogue,
-            FirstUse::Allowed,
-        )
-    });
-    bench
-        .with_powers(&powers)
+    Bench::new(home.path(), open)
+        .with_powers(&driver().info().powers)
         .with_small_place(SmallPlace::like(home.path()))
         .keeping(home)
 }
 
-laws_hold_for!(wrapped_file, bench());
+laws_hold_for!(wrapped_file, open, bench());
 
 #[test]
 fn the_executable_says_of_itself_what_the_driver_does() {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sistemo_conformance::small::SmallPlace;
-use sistemo_conformance::{Bench, laws_hold_for};
+use sistemo_conformance::{Bench, Place, laws_hold_for};
 use sistemo_host::Changed;
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_host::program::Program;
@@ -50,31 +50,42 @@ fn config(driver: &str, directory: &Path) -> PoolConfig {
 mod contract {
     use super::*;
 
-    fn bench(name: &str, home: &Path) -> Bench {
-        let driver = ExternalDriver::introduce(name, &example(name), Limits::default()).unwrap();
-        let powers = driver.info().powers;
-        let bench = Bench::new(home, move |place| {
-            let mut config = config("example", &place.directory);
-            config.name = "default".parse().unwrap();
-            driver.open(&config, place.catalogue, FirstUse::Allowed)
-        });
-        bench
-            .with_powers(&powers)
-            .with_small_place(SmallPlace::like(home))
+    fn driver(name: &str) -> ExternalDriver {
+        ExternalDriver::introduce(name, &example(name), Limits::default()).unwrap()
+    }
+
+    fn open(name: &str, place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+        let mut config = config(name, &place.directory);
+        config.name = "default".parse().unwrap();
+        driver(name).open(&config, place.catalogue, FirstUse::Allowed)
+    }
+
+    fn open_tiny(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+        open("tiny", place)
+    }
+
+    fn open_pybtrfs(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+        open("pybtrfs", place)
     }
 
     fn on_any_filesystem() -> Bench {
         let home = tempfile::tempdir().unwrap();
-        bench("tiny", home.path()).keeping(home)
+        Bench::new(home.path(), open_tiny)
+            .with_powers(&driver("tiny").info().powers)
+            .with_small_place(SmallPlace::like(home.path()))
+            .keeping(home)
     }
 
     fn on_btrfs() -> Option<Bench> {
         let home = btrfs()?;
-        Some(bench("pybtrfs", home.path()).keeping(home))
+        let bench = Bench::new(home.path(), open_pybtrfs)
+            .with_powers(&driver("pybtrfs").info().powers)
+            .with_small_place(SmallPlace::like(home.path()));
+        Some(bench.keeping(home))
     }
 
-    laws_hold_for!(tiny, on_any_filesystem());
-    laws_hold_for!(pybtrfs, on_btrfs());
+    laws_hold_for!(tiny, open_tiny, on_any_filesystem());
+    laws_hold_for!(pybtrfs, open_pybtrfs, on_btrfs());
 }
 
 fn btrfs() -> Option<LoopFilesystem> {
