@@ -92,6 +92,17 @@ pub fn is_in_memory(path: &Path) -> io::Result<bool> {
     Ok(kind == TMPFS || kind == RAMFS)
 }
 
+/// Whether `path` is on a btrfs.
+///
+/// # Errors
+/// What statfs(2) says.
+pub fn is_on_btrfs(path: &Path) -> io::Result<bool> {
+    // As linux/magic.h has it.
+    const BTRFS: u64 = 0x9123_683e;
+    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
+    Ok(kind == BTRFS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +115,6 @@ mod tests {
         assert!(space(Path::new("/")).unwrap().size > 0);
         assert!(!user_name().is_empty());
         assert!(!is_in_memory(Path::new("/proc")).unwrap());
+        assert!(!is_on_btrfs(Path::new("/proc")).unwrap());
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! Creating flushes three times: the description, the data, the directory.
 
-mod content;
+pub(crate) mod content;
 mod draft;
 mod driver;
 mod names;
@@ -251,7 +251,7 @@ impl FilePool {
         })
     }
 
-    fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
+    pub(crate) fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
         let bytes = size.get();
         // No file is longer than `off_t` can say.
         let possible = i64::try_from(bytes).is_ok();

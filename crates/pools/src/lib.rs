@@ -12,8 +12,10 @@
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
 //! | [`marker`] | how a pool is recognised |
+//! | [`btrfs`] | the `btrfs` driver: a subvolume a volume |
 //! | [`mod@file`] | the `file` driver: a directory of sparse files |
 
+pub mod btrfs;
 pub mod config;
 pub mod content;
 pub mod contract;
@@ -24,6 +26,7 @@ pub mod marker;
 mod record;
 pub mod registry;
 
+pub use btrfs::BtrfsPool;
 pub use config::{
     ConfError, ConfiguredPool, Fault, PoolConfig, Problem, StorageConf, Surroundings,
 };

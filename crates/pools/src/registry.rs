@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sistemo_model::CatalogueId;
 
+use crate::btrfs::BtrfsDriver;
 use crate::config::PoolConfig;
 use crate::file::FileDriver;
 use crate::{FirstUse, Pool, PoolError};
@@ -129,7 +130,7 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Registry {
         Registry {
-            drivers: vec![Box::new(FileDriver)],
+            drivers: vec![Box::new(FileDriver), Box::new(BtrfsDriver)],
         }
     }
 

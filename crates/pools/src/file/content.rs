@@ -18,13 +18,13 @@ const ZEROS: usize = 1 << 20;
 
 /// An open raw file.
 #[derive(Debug)]
-pub(super) struct RawContent {
-    pub(super) file: File,
-    pub(super) path: PathBuf,
-    pub(super) pool: PoolName,
-    pub(super) volume: VolumeId,
-    pub(super) size: Bytes,
-    pub(super) access: Access,
+pub(crate) struct RawContent {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) pool: PoolName,
+    pub(crate) volume: VolumeId,
+    pub(crate) size: Bytes,
+    pub(crate) access: Access,
 }
 
 impl RawContent {
