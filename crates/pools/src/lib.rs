@@ -11,6 +11,7 @@
 //! | [`contract`] | what every driver promises, and what it does not |
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
+//! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
 //! | [`btrfs`] | the `btrfs` driver: a subvolume a volume |
 //! | [`mod@file`] | the `file` driver: a directory of sparse files |
@@ -22,6 +23,7 @@ pub mod contract;
 pub mod description;
 mod error;
 pub mod file;
+mod loop_backed;
 pub mod marker;
 mod record;
 pub mod registry;
