@@ -80,6 +80,14 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
+/// What kind of filesystem holds `path`, as the number that linux/magic.h has for it.
+///
+/// # Errors
+/// What statfs(2) says.
+pub fn filesystem_magic(path: &Path) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0))
+}
+
 /// Whether what is written to `path` is gone with the next boot: it is on a tmpfs or ramfs.
 ///
 /// # Errors
@@ -88,7 +96,7 @@ pub fn is_in_memory(path: &Path) -> io::Result<bool> {
     // As linux/magic.h has them.
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
-    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
+    let kind = filesystem_magic(path)?;
     Ok(kind == TMPFS || kind == RAMFS)
 }
 
