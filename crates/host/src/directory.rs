@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::Changed;
@@ -361,21 +361,6 @@ impl Directory {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(self.error("look up", name, error)),
-        }
-    }
-
-    /// Waits until nobody holds this directory, and holds it (flock(2)) until this value, and
-    /// every descriptor inherited from it, is gone.
-    ///
-    /// # Errors
-    /// What flock(2) says.
-    pub fn hold(&self) -> Result<(), FileError> {
-        loop {
-            match rustix::fs::flock(&self.handle, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(FileError::new("lock", &self.path, error)),
-            }
         }
     }
 

@@ -107,8 +107,7 @@ pub fn is_in_memory(path: &Path) -> io::Result<bool> {
 pub fn is_on_btrfs(path: &Path) -> io::Result<bool> {
     // As linux/magic.h has it.
     const BTRFS: u64 = 0x9123_683e;
-    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
-    Ok(kind == BTRFS)
+    Ok(filesystem_magic(path)? == BTRFS)
 }
 
 #[cfg(test)]

@@ -150,11 +150,8 @@ impl BtrfsPool {
         let path = std::path::absolute(path).map_err(|error| {
             marker::unavailable(&name, path, FileError::new("make absolute", path, error))
         })?;
-        if first_use == FirstUse::Allowed {
-            check_suited(&name, &path)?;
-        }
-        let directory = marker::enter(&path, &name, catalogue, first_use)?;
-        check_suited(&name, &path)?;
+        let suited = |directory: &Directory| check_suited(&name, directory);
+        let directory = marker::enter_prepared(&path, &name, catalogue, first_use, suited)?;
         Ok(BtrfsPool {
             name,
             catalogue,
@@ -360,21 +357,15 @@ impl BtrfsPool {
     }
 }
 
-/// Checks that a directory, or that in which it would be made, is on a btrfs.
-fn check_suited(pool: &PoolName, path: &Path) -> Result<(), PoolError> {
-    let on_btrfs = |path: &Path| system::is_on_btrfs(path);
-    let is_btrfs = match (on_btrfs(path), path.parent()) {
-        (Err(error), Some(parent)) if error.kind() == std::io::ErrorKind::NotFound => {
-            on_btrfs(parent)
-        }
-        (other, _) => other,
-    };
-    match is_btrfs {
+fn check_suited(pool: &PoolName, directory: &Directory) -> Result<(), PoolError> {
+    let path = directory.path();
+    match system::is_on_btrfs(path) {
         Ok(true) => Ok(()),
         Ok(false) => Err(PoolError::Unsuited {
             pool: pool.clone(),
             directory: path.to_owned(),
-            reason: "it is not on a btrfs; on any other filesystem a qcow2 pool clones as fast"
+            reason: "it is not on a btrfs; with a size the pool gets a btrfs of its own, and a \
+                     qcow2 pool clones at once on any filesystem"
                 .to_owned(),
         }),
         Err(error) => {

@@ -154,12 +154,13 @@ fn make_subvolume(
     description: &Description,
 ) -> Result<File, PoolError> {
     let path = nursery.made();
-    nursery.run("create", |held| subvolume::create(held, &path))?;
+    nursery.run("create", |lock| subvolume::create(lock, &path))?;
     let made = || {
         let made = nursery.directory().subdirectory(names::MADE)?;
         super::keep_private(&made)?;
-        pool.writing.set_on(&made)?;
-        made.file(names::DATA, Open::CreateNew)
+        let file = made.file(names::DATA, Open::CreateNew)?;
+        pool.writing.set_on(&made.path_of(names::DATA), &file)?;
+        Ok(file)
     };
     made().map_err(|error| pool.subject(description.id).failed("create", error))
 }

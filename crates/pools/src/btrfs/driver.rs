@@ -1,13 +1,15 @@
 //! The `btrfs` driver, as the registry knows it.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use sistemo_host::mount::FilesystemKind;
 use sistemo_model::CatalogueId;
 
 use super::{BtrfsPool, Writing};
 use crate::config::PoolConfig;
 use crate::registry::{Driver, DriverInfo, DriverOption, Power, ValueKind};
-use crate::{FirstUse, Pool, PoolError};
+use crate::{FirstUse, Pool, PoolError, loop_backed};
 
 pub(super) const NAME: &str = "btrfs";
 
@@ -57,8 +59,9 @@ impl Driver for BtrfsDriver {
                     Some("false"),
                     "new volumes are written in place: no checksums, no compression",
                 ),
+                loop_backed::size_option(FilesystemKind::Btrfs),
             ],
-            powers: vec![Power::Clone, Power::Snapshot],
+            powers: vec![Power::Clone, Power::Snapshot, Power::Resize],
         }
     }
 
@@ -74,9 +77,25 @@ impl Driver for BtrfsDriver {
             .ok_or_else(|| PoolError::NoPlace {
                 pool: pool.name.clone(),
             })?;
-        let (name, writing) = (pool.name.clone(), writing(pool)?);
-        let opened = BtrfsPool::open(name, directory, writing, catalogue, first_use)?;
-        Ok(Arc::new(opened))
+        let writing = writing(pool)?;
+        let open = |directory: &Path, first_use| -> Result<Arc<dyn Pool>, PoolError> {
+            let name = pool.name.clone();
+            let opened = BtrfsPool::open(name, directory, writing, catalogue, first_use)?;
+            Ok(Arc::new(opened))
+        };
+        let size = loop_backed::size_of(pool)?;
+        if !loop_backed::is_wanted(size, directory) {
+            return open(directory, first_use);
+        }
+        let plan = loop_backed::Plan {
+            pool: &pool.name,
+            directory,
+            catalogue,
+            first_use,
+            kind: FilesystemKind::Btrfs,
+            size,
+        };
+        loop_backed::open(&plan, &open)
     }
 }
 

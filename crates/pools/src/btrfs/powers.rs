@@ -71,8 +71,8 @@ impl BtrfsPool {
         let name = names::volume(new.id);
         let target = self.directory.path_of(&name);
         let made = self.stage_description(new).and_then(|()| {
-            nursery.run("clone", |held| {
-                subvolume::snapshot(held, origin, &target, Kept::Writable)
+            nursery.run("clone", |lock| {
+                subvolume::snapshot(lock, origin, &target, Kept::Writable)
             })
         });
         if made.is_err() {
@@ -141,8 +141,8 @@ impl Clones for BtrfsPool {
             self.clone_in_place(&source, new, &nursery)?;
         } else {
             let made = nursery.made();
-            nursery.run("clone", |held| {
-                subvolume::snapshot(held, &source, &made, Kept::Writable)
+            nursery.run("clone", |lock| {
+                subvolume::snapshot(lock, &source, &made, Kept::Writable)
             })?;
             let draft = BtrfsDraft::of_snapshot(self, new, nursery)?;
             crate::Draft::commit(Box::new(draft))?;
@@ -202,8 +202,8 @@ impl Snapshots for BtrfsPool {
         }
         BtrfsPool::stamp(&directory).map_err(failed)?;
         let target = self.directory.path_of(&snapshot);
-        workplace.run(ACTION, |held| {
-            subvolume::snapshot(held, directory.path(), &target, Kept::ReadOnly)
+        workplace.run(ACTION, |lock| {
+            subvolume::snapshot(lock, directory.path(), &target, Kept::ReadOnly)
         })?;
         Ok(Way::Subvolume)
     }
@@ -224,8 +224,8 @@ impl Snapshots for BtrfsPool {
         };
         let workplace = Workplace::enter(self, volume, ACTION)?;
         let made = workplace.made();
-        workplace.run(ACTION, |held| {
-            subvolume::snapshot(held, source.path(), &made, Kept::Writable)
+        workplace.run(ACTION, |lock| {
+            subvolume::snapshot(lock, source.path(), &made, Kept::Writable)
         })?;
         let exchange = || {
             let name = names::volume(volume);

@@ -1,11 +1,11 @@
 //! What only btrfs-progs can do without `unsafe`: make, snapshot and delete subvolumes.
 //!
-//! Every program inherits a held directory, so that whoever comes after a process that was
-//! killed can wait for the program that outlived it.
+//! Every program inherits a lock, so that whoever comes after a process that was killed can wait
+//! for the program that outlived it.
 
 use std::path::Path;
 
-use sistemo_host::directory::Directory;
+use sistemo_host::lock::Lock;
 use sistemo_host::program::{Program, ProgramError};
 
 /// The inode number of the root of every subvolume, and of nothing else
@@ -24,25 +24,25 @@ pub(super) enum Kept {
     ReadOnly,
 }
 
-fn btrfs(held: &Directory, words: [&str; 2]) -> Result<Program, ProgramError> {
-    Ok(Program::find(PROGRAM)?.inherit(held)?.args(words))
+fn btrfs(lock: &Lock, words: [&str; 2]) -> Result<Program, ProgramError> {
+    Ok(Program::find(PROGRAM)?.inherit(lock)?.args(words))
 }
 
 /// Makes an empty subvolume; it is durable once the directory it is in was flushed.
-pub(super) fn create(held: &Directory, path: &Path) -> Result<(), ProgramError> {
-    let program = btrfs(held, ["subvolume", "create"])?.arg(path);
+pub(super) fn create(lock: &Lock, path: &Path) -> Result<(), ProgramError> {
+    let program = btrfs(lock, ["subvolume", "create"])?.arg(path);
     program.run().map(drop)
 }
 
 /// Makes a subvolume that shares all of another's data, durably: the kernel commits what was
 /// done on the filesystem until now together with it.
 pub(super) fn snapshot(
-    held: &Directory,
+    lock: &Lock,
     source: &Path,
     target: &Path,
     kept: Kept,
 ) -> Result<(), ProgramError> {
-    let mut program = btrfs(held, ["subvolume", "snapshot"])?;
+    let mut program = btrfs(lock, ["subvolume", "snapshot"])?;
     if kept == Kept::ReadOnly {
         program = program.arg("-r");
     }
@@ -55,16 +55,16 @@ pub(super) fn snapshot(
 /// An ordinary user may do so only where the filesystem is mounted with
 /// `user_subvol_rm_allowed`: btrfs(5).
 pub(super) fn delete<'a>(
-    held: &Directory,
+    lock: &Lock,
     paths: impl IntoIterator<Item = &'a Path>,
 ) -> Result<(), ProgramError> {
-    let program = btrfs(held, ["subvolume", "delete"])?.args(paths);
+    let program = btrfs(lock, ["subvolume", "delete"])?.args(paths);
     program.run().map(drop)
 }
 
 /// Lets a read-only snapshot be written.
-pub(super) fn make_writable(held: &Directory, path: &Path) -> Result<(), ProgramError> {
-    let program = btrfs(held, ["property", "set"])?
+pub(super) fn make_writable(lock: &Lock, path: &Path) -> Result<(), ProgramError> {
+    let program = btrfs(lock, ["property", "set"])?
         .args(["-t", "subvol"])
         .arg(path)
         .args(["ro", "false"]);

@@ -1,11 +1,13 @@
 //! Where an operation on one volume works, and how what is no longer wanted goes away.
 
+use std::io;
 use std::path::PathBuf;
 
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError};
+use sistemo_host::lock::{self, Lock, LockError};
 use sistemo_host::program::ProgramError;
 use sistemo_model::VolumeId;
 
@@ -19,7 +21,7 @@ const AT_ONCE: usize = 200;
 /// A directory beside a volume that is there while an operation on the volume works, and is
 /// removed when this is dropped.
 ///
-/// Programs that change something inherit it, held. A process that was killed leaves it, and
+/// Programs that change something inherit a lock on it. A process that was killed leaves it, and
 /// the next operation waits there for a program that outlived the process.
 #[derive(Debug)]
 pub(super) struct Workplace<'a> {
@@ -62,7 +64,7 @@ impl<'a> Workplace<'a> {
         let failed = |error| pool.subject(id).failed(action, error);
         let abandoned = |name: &str| -> Result<(), PoolError> {
             let left = Workplace::at(pool, id, name.to_owned()).map_err(failed)?;
-            drop(left.held().map_err(failed)?);
+            drop(left.lock().map_err(failed)?);
             left.discard_made(action)
         };
         let nursery = names::nursery(id);
@@ -103,23 +105,27 @@ impl<'a> Workplace<'a> {
         self.directory.path_of(names::MADE)
     }
 
-    /// Runs a program that inherits this, held: it stays held as long as the program lives.
+    /// Runs a program that inherits a lock on this, which it holds as long as it lives.
     pub(super) fn run(
         &self,
         action: &'static str,
-        program: impl FnOnce(&Directory) -> Result<(), ProgramError>,
+        program: impl FnOnce(&Lock) -> Result<(), ProgramError>,
     ) -> Result<(), PoolError> {
-        let held = self
-            .held()
+        let lock = self
+            .lock()
             .map_err(|error| self.pool.subject(self.id).failed(action, error))?;
-        program(&held).map_err(|error| self.pool.program_failed(self.id, action, error))
+        program(&lock).map_err(|error| self.pool.program_failed(self.id, action, error))
     }
 
-    /// Opens it anew: a hold belongs to what was opened, and ends with the program, not with us.
-    fn held(&self) -> Result<Directory, FileError> {
-        let directory = self.pool.directory.subdirectory(&self.name)?;
-        directory.hold()?;
-        Ok(directory)
+    /// Waits until no program works here.
+    fn lock(&self) -> Result<Lock, FileError> {
+        Lock::acquire_directory(&self.directory, lock::PATIENCE).map_err(|error| match error {
+            LockError::File(source) => source,
+            held @ LockError::Held { .. } => {
+                let error = io::Error::other(held);
+                FileError::new("lock", self.directory.path(), error)
+            }
+        })
     }
 
     /// Removes the subvolume that is being made, where there is one.
@@ -191,8 +197,8 @@ impl<'a> Workplace<'a> {
         if paths.is_empty() {
             return;
         }
-        let deleted = self.run(action, |held| {
-            subvolume::delete(held, paths.iter().map(PathBuf::as_path))
+        let deleted = self.run(action, |lock| {
+            subvolume::delete(lock, paths.iter().map(PathBuf::as_path))
         });
         if let Err(error) = deleted {
             // What is still there is taken apart.
@@ -223,7 +229,7 @@ impl<'a> Workplace<'a> {
         let writable = rustix::fs::accessat(directory, name, Access::WRITE_OK, AtFlags::EACCESS);
         if writable == Err(Errno::ROFS) {
             let path = directory.path_of(name);
-            self.run(action, |held| subvolume::make_writable(held, &path))?;
+            self.run(action, |lock| subvolume::make_writable(lock, &path))?;
         }
         let inside = directory.subdirectory(name).map_err(failed)?;
         for file in inside.names().map_err(failed)? {

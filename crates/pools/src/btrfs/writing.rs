@@ -1,9 +1,12 @@
 //! How the data of a pool's new volumes is written.
 
+use std::fs::File;
+use std::path::Path;
 use std::str::FromStr;
 
 use rustix::fs::{IFlags, XattrFlags};
-use sistemo_host::directory::{Directory, FileError};
+use rustix::io::Errno;
+use sistemo_host::directory::FileError;
 
 /// The property's name as an extended attribute: btrfs-property(8).
 const COMPRESSION: &str = "btrfs.compression";
@@ -64,19 +67,20 @@ impl FromStr for Writing {
 }
 
 impl Writing {
-    /// Makes it what all files have that are made in an empty directory from now on.
-    pub(super) fn set_on(self, directory: &Directory) -> Result<(), FileError> {
+    /// Makes it what all data is written like in an empty file from now on. Set on the directory
+    /// instead, `no` would not reach the file: Linux hands down only what compresses.
+    pub(super) fn set_on(self, path: &Path, file: &File) -> Result<(), FileError> {
         let set = match self {
             Writing::AsMounted => Ok(()),
-            Writing::Compressed(compression) => compress(directory, compression.as_str()),
-            Writing::Uncompressed => compress(directory, "no"),
-            Writing::InPlace => rustix::fs::ioctl_getflags(directory)
-                .and_then(|flags| rustix::fs::ioctl_setflags(directory, flags | IFlags::NOCOW)),
+            Writing::Compressed(compression) => compress(file, compression.as_str()),
+            Writing::Uncompressed => compress(file, "no"),
+            Writing::InPlace => rustix::fs::ioctl_getflags(file)
+                .and_then(|flags| rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW)),
         };
-        set.map_err(|error| FileError::new("set how data is written in", directory.path(), error))
+        set.map_err(|error| FileError::new("set how data is written in", path, error))
     }
 }
 
-fn compress(directory: &Directory, how: &str) -> Result<(), rustix::io::Errno> {
-    rustix::fs::fsetxattr(directory, COMPRESSION, how.as_bytes(), XattrFlags::empty())
+fn compress(file: &File, how: &str) -> Result<(), Errno> {
+    rustix::fs::fsetxattr(file, COMPRESSION, how.as_bytes(), XattrFlags::empty())
 }
