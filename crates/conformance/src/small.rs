@@ -67,12 +67,11 @@ impl Kind {
     /// The kind of filesystem that `path` is on; `None` for others, and where it cannot be told.
     #[must_use]
     pub fn of(path: &Path) -> Option<Kind> {
-        // As linux/magic.h has them; ext2 and ext3 have ext4's.
-        match system::filesystem_magic(path).ok()? {
-            0xef53 => Some(Kind::Ext4),
-            0x5846_5342 => Some(Kind::Xfs),
-            0x9123_683e => Some(Kind::Btrfs),
-            0x0102_1994 => Some(Kind::Tmpfs),
+        match system::filesystem_name(path).ok()?? {
+            "ext4" => Some(Kind::Ext4),
+            "XFS" => Some(Kind::Xfs),
+            "btrfs" => Some(Kind::Btrfs),
+            "tmpfs" => Some(Kind::Tmpfs),
             _ => None,
         }
     }

@@ -116,6 +116,42 @@ impl Directory {
         Ok((directory, changed))
     }
 
+    /// Opens a directory in it; refuses a symbolic link.
+    ///
+    /// # Errors
+    /// Where it is missing, not a directory, or not accessible.
+    pub fn subdirectory(&self, name: &str) -> Result<Directory, FileError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::openat(&self.handle, name, flags, Mode::empty())
+            .map_err(|error| self.error("open directory", name, error))?;
+        Ok(Directory {
+            handle,
+            path: self.path_of(name),
+        })
+    }
+
+    /// Makes a directory in it with mode 0700, without waiting for the disk.
+    ///
+    /// # Errors
+    /// What mkdir(2) says, a name that is taken included ([`FileError::is_already_there`]).
+    pub fn make_subdirectory(&self, name: &str) -> Result<(), FileError> {
+        rustix::fs::mkdirat(&self.handle, name, Mode::RWXU)
+            .map_err(|error| self.error("create directory", name, error))
+    }
+
+    /// Removes an empty directory without waiting for the disk; one that is not there is no
+    /// error.
+    ///
+    /// # Errors
+    /// What rmdir(2) says.
+    pub fn remove_subdirectory(&self, name: &str) -> Result<Changed, FileError> {
+        match rustix::fs::unlinkat(&self.handle, name, AtFlags::REMOVEDIR) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(Errno::NOENT) => Ok(Changed::No),
+            Err(error) => Err(self.error("remove directory", name, error)),
+        }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -302,6 +338,28 @@ impl Directory {
             .map_err(|error| self.error("rename into place", to, error))
     }
 
+    /// Moves a file or directory of `from` into this directory where the name is free there,
+    /// without waiting for the disk and without flushing what is moved.
+    ///
+    /// # Errors
+    /// What rename(2) says, a name that is taken included ([`FileError::is_already_there`]).
+    pub fn move_in(&self, from: &Directory, old: &str, name: &str) -> Result<(), FileError> {
+        let flags = RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&from.handle, old, &self.handle, name, flags)
+            .map_err(|error| self.error("move into place", name, error))
+    }
+
+    /// Gives what is in `other` the name of what is here and the other way round, in one step,
+    /// without waiting for the disk.
+    ///
+    /// # Errors
+    /// What rename(2) says; nothing has changed then.
+    pub fn exchange(&self, name: &str, other: &Directory, theirs: &str) -> Result<(), FileError> {
+        let flags = RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(&self.handle, name, &other.handle, theirs, flags)
+            .map_err(|error| self.error("exchange", name, error))
+    }
+
     /// Renames a file durably, replacing what had the new name.
     ///
     /// # Errors
@@ -353,6 +411,27 @@ impl Directory {
     /// # Errors
     /// Where it cannot be read.
     pub fn files(&self) -> Result<Vec<String>, FileError> {
+        self.list(|name, kind| match kind {
+            FileType::RegularFile => Ok(true),
+            // Some filesystems do not say; then the file is asked.
+            FileType::Unknown => self.is_regular(name),
+            _ => Ok(false),
+        })
+    }
+
+    /// The names of all that is in it, of whatever kind, sorted, but `.` and `..`. Names that
+    /// are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn names(&self) -> Result<Vec<String>, FileError> {
+        self.list(|name, _| Ok(name != "." && name != ".."))
+    }
+
+    fn list(
+        &self,
+        wanted: impl Fn(&str, FileType) -> Result<bool, FileError>,
+    ) -> Result<Vec<String>, FileError> {
         let fail = |error: Errno| FileError::new("list", &self.path, error);
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.handle).map_err(fail)? {
@@ -361,13 +440,7 @@ impl Directory {
             let Ok(name) = String::from_utf8(name) else {
                 continue;
             };
-            let regular = match entry.file_type() {
-                FileType::RegularFile => true,
-                // Some filesystems do not say; then the file is asked.
-                FileType::Unknown => self.is_regular(&name)?,
-                _ => false,
-            };
-            if regular {
+            if wanted(&name, entry.file_type())? {
                 names.push(name);
             }
         }
@@ -526,6 +599,39 @@ mod tests {
         assert!(directory.file("link", Open::Read).is_err());
         assert!(directory.file("link", Open::ReadWrite).is_err());
         assert!(directory.files().unwrap().is_empty());
+    }
+
+    #[test]
+    fn directories_are_made_moved_exchanged_and_removed() {
+        let (home, directory) = directory();
+        directory.make_subdirectory("work").unwrap();
+        let again = directory.make_subdirectory("work").unwrap_err();
+        assert!(again.is_already_there(), "{again}");
+        let work = directory.subdirectory("work").unwrap();
+        for (name, content) in [("one", b"1"), ("two", b"2")] {
+            work.make_subdirectory(name).unwrap();
+            let inner = work.subdirectory(name).unwrap();
+            inner.replace("content", content).unwrap();
+        }
+        directory.move_in(&work, "one", "one").unwrap();
+        let taken = directory.move_in(&work, "two", "one").unwrap_err();
+        assert!(taken.is_already_there(), "{taken}");
+        directory.exchange("one", &work, "two").unwrap();
+        let content = |directory: &Directory, name| {
+            let inner = directory.subdirectory(name).unwrap();
+            inner.read("content", 9).unwrap()
+        };
+        assert_eq!(content(&directory, "one"), b"2");
+        assert_eq!(content(&work, "two"), b"1");
+        assert_eq!(directory.names().unwrap(), ["one", "work"]);
+        assert!(directory.files().unwrap().is_empty());
+        assert!(work.remove_subdirectory("two").is_err());
+        let two = work.subdirectory("two").unwrap();
+        assert_eq!(two.unlink("content").unwrap(), Changed::Yes);
+        assert_eq!(work.remove_subdirectory("two").unwrap(), Changed::Yes);
+        assert_eq!(work.remove_subdirectory("two").unwrap(), Changed::No);
+        std::os::unix::fs::symlink(home.path(), home.path().join("link")).unwrap();
+        assert!(directory.subdirectory("link").is_err());
     }
 
     #[test]

@@ -80,14 +80,6 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
-/// What kind of filesystem holds `path`, as the number that linux/magic.h has for it.
-///
-/// # Errors
-/// What statfs(2) says.
-pub fn filesystem_magic(path: &Path) -> io::Result<u64> {
-    Ok(u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0))
-}
-
 /// Whether what is written to `path` is gone with the next boot: it is on a tmpfs or ramfs.
 ///
 /// # Errors
@@ -118,7 +110,7 @@ pub fn filesystem_name(path: &Path) -> io::Result<Option<&'static str>> {
         (0xca45_1a4e, "bcachefs"),
         (0x2fc1_2fc1, "ZFS"),
     ];
-    let kind = filesystem_magic(path)?;
+    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
     let known = NAMES.iter().find(|(magic, _)| *magic == kind);
     Ok(known.map(|(_, name)| *name))
 }

@@ -14,8 +14,10 @@
 //! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
 //! | [`external`] | drivers that are programs of their own, and their protocol |
+//! | [`btrfs`] | the `btrfs` driver: a subvolume a volume |
 //! | [`mod@file`] | the `file` and `file-reflink` drivers: a directory of sparse files |
 
+pub mod btrfs;
 pub mod config;
 pub mod content;
 pub mod contract;
@@ -28,6 +30,7 @@ pub mod marker;
 mod record;
 pub mod registry;
 
+pub use btrfs::BtrfsPool;
 pub use config::{
     ConfError, ConfiguredPool, Fault, PoolConfig, Problem, StorageConf, Surroundings,
 };

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use sistemo_model::CatalogueId;
 
+use crate::btrfs::BtrfsDriver;
 use crate::config::PoolConfig;
 use crate::external::{self, ExternalDriver, Limits, UnusableDriver};
 use crate::file::{FileDriver, FileReflinkDriver};
@@ -182,7 +183,11 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Registry {
         Registry {
-            drivers: vec![Box::new(FileDriver), Box::new(FileReflinkDriver)],
+            drivers: vec![
+                Box::new(FileDriver),
+                Box::new(FileReflinkDriver),
+                Box::new(BtrfsDriver),
+            ],
             external: None,
         }
     }
