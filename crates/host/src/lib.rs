@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`directory`] | files in one directory, opened without following links, published atomically |
 //! | [`lock`] | advisory file locks that die with their holders |
+//! | [`mount`] | filesystems in files: making, mounting, growing them |
 //! | [`process`] | processes known by more than a number |
 //! | [`program`] | running other programs |
 //! | [`socket`] | Unix sockets whose path is too long for `sun_path` |
@@ -15,6 +16,7 @@
 
 pub mod directory;
 pub mod lock;
+pub mod mount;
 pub mod process;
 pub mod program;
 pub mod socket;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::directory::{Directory, FileError, Open, split};
@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 const HOLDER_LIMIT: u64 = 512;
+const UNKNOWN: &str = "another process";
 
 /// Why a lock could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,39 @@ impl Lock {
         Ok(Some(lock))
     }
 
+    /// Takes the lock of a directory itself, waiting up to `patience`; its holder cannot sign it.
+    /// For what has no lasting place for a lock's file.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] where it is still held after that time.
+    pub fn acquire_directory(directory: &Directory, patience: Duration) -> Result<Lock, LockError> {
+        let path = directory.path();
+        // Opened again: a lock belongs to the open file, and the caller's lives longer.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory, ".", flags, Mode::empty())
+            .map(File::from)
+            .map_err(|error| FileError::new("open directory", path, error))?;
+        let started = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let path = path.to_owned();
+                    return Ok(Lock { file, path });
+                }
+                Err(Errno::WOULDBLOCK) if started.elapsed() < patience => thread::sleep(pause),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(LockError::Held {
+                        path: path.to_owned(),
+                        holder: UNKNOWN.to_owned(),
+                    });
+                }
+                Err(error) => return Err(FileError::new("lock", path, error).into()),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
     /// Whether somebody holds the lock at this instant. A missing file is held by nobody.
     ///
     /// # Errors
@@ -153,7 +187,7 @@ fn holder(path: &Path) -> String {
             .ok()?;
         (!text.is_empty()).then_some(text)
     };
-    read().unwrap_or_else(|| "another process".to_owned())
+    read().unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 #[cfg(test)]
@@ -186,6 +220,18 @@ mod tests {
         drop(Lock::acquire(&path, "one", NO_PATIENCE).unwrap());
         assert!(!Lock::is_held(&path).unwrap());
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_directory_is_a_lock_of_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = Directory::open(home.path()).unwrap();
+        let held = Lock::acquire_directory(&directory, NO_PATIENCE).unwrap();
+        let second = Lock::acquire_directory(&directory, NO_PATIENCE).unwrap_err();
+        assert!(matches!(second, LockError::Held { .. }), "{second}");
+        drop(held);
+        drop(Lock::acquire_directory(&directory, NO_PATIENCE).unwrap());
+        assert!(directory.files().unwrap().is_empty());
     }
 
     #[test]

@@ -130,6 +130,19 @@ pub fn copy(
     if reflink(source, target)? {
         return Ok(CopyPath::Reflink);
     }
+    copy_data(source, target, progress)?;
+    Ok(CopyPath::Copied)
+}
+
+/// Copies `source` into the empty file `target` as [`copy`] does, without trying to share.
+///
+/// # Errors
+/// As [`copy`].
+pub fn copy_data(
+    source: &File,
+    target: &File,
+    progress: &mut dyn FnMut(u64, u64),
+) -> io::Result<()> {
     target.set_len(source.metadata()?.len())?;
     let extents = data_extents(source)?;
     let total = extents.iter().map(|extent| extent.length).sum();
@@ -140,7 +153,7 @@ pub fn copy(
             progress(done, total);
         })?;
     }
-    Ok(CopyPath::Copied)
+    Ok(())
 }
 
 fn copy_extent(

@@ -298,6 +298,17 @@ pub enum PoolError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The pool's own filesystem cannot be worked on.
+    #[error("cannot {action} the filesystem of pool {pool}")]
+    OwnFilesystem {
+        /// What was tried.
+        action: &'static str,
+        /// The pool.
+        pool: PoolName,
+        /// What the system answered.
+        #[source]
+        source: FileError,
+    },
     /// Growing was asked for, but the pool's own filesystem is larger.
     #[error("the filesystem of pool {pool} has {} bytes and cannot shrink to {}", size.get(), to.get())]
     PoolShrinks {

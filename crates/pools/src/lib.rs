@@ -11,8 +11,9 @@
 //! | [`contract`] | what every driver promises, and what it does not |
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
+//! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
-//! | [`mod@file`] | the `file` driver: a directory of sparse files |
+//! | [`mod@file`] | the `file` and `file-reflink` drivers: a directory of sparse files |
 
 pub mod config;
 pub mod content;
@@ -20,6 +21,7 @@ pub mod contract;
 pub mod description;
 mod error;
 pub mod file;
+mod loop_backed;
 pub mod marker;
 mod record;
 pub mod registry;
@@ -34,6 +36,6 @@ pub use contract::{
 };
 pub use description::Description;
 pub use error::PoolError;
-pub use file::FilePool;
+pub use file::{FilePool, SetupCheck};
 pub use marker::FirstUse;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

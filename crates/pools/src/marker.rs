@@ -44,18 +44,37 @@ pub(crate) fn enter(
     catalogue: CatalogueId,
     first_use: FirstUse,
 ) -> Result<Directory, PoolError> {
+    enter_prepared(path, pool, catalogue, first_use, |_| Ok(()))
+}
+
+/// Opens the directory of a pool as [`enter`] does, and has it prepared by the driver before it
+/// is marked: looked at whether the driver can work there, or made so.
+///
+/// What is another's is not prepared. Where preparing fails, the directory is as it was before,
+/// so far as `prepare` took back what it did.
+pub(crate) fn enter_prepared(
+    path: &Path,
+    pool: &PoolName,
+    catalogue: CatalogueId,
+    first_use: FirstUse,
+    mut prepare: impl FnMut(&Directory) -> Result<(), PoolError>,
+) -> Result<Directory, PoolError> {
     let unavailable = |source| unavailable(pool, path, source);
     if first_use == FirstUse::Known {
         let directory = Directory::open(path).map_err(unavailable)?;
         check(&directory, pool, catalogue)?;
+        prepare(&directory)?;
         return Ok(directory);
     }
     let (directory, made) = Directory::create(path).map_err(unavailable)?;
-    let marked = match check(&directory, pool, catalogue) {
-        Err(PoolError::NoMarker { .. }) => make(&directory, pool, catalogue),
-        other => other,
+    let entered = match check(&directory, pool, catalogue) {
+        Err(PoolError::NoMarker { .. }) => {
+            prepare(&directory).and_then(|()| make(&directory, pool, catalogue))
+        }
+        Ok(()) => prepare(&directory),
+        Err(error) => Err(error),
     };
-    if let Err(error) = marked {
+    if let Err(error) = entered {
         if made == Changed::Yes {
             // It stays where another process has put something into it meanwhile.
             let _ = std::fs::remove_dir(path);
@@ -71,7 +90,7 @@ fn make(directory: &Directory, pool: &PoolName, catalogue: CatalogueId) -> Resul
         catalogue,
     };
     // A name of its own for each process: a shared one could be cut short under another's rename.
-    let temporary = format!("{MARKER}.{}.new", CatalogueId::random().simple());
+    let temporary = scratch_name();
     let published = record::encode(&marker)
         .map_err(|error| FileError::new("encode", directory.path_of(MARKER), error))
         .and_then(|text| directory.replace_unflushed(&temporary, &text))
@@ -178,6 +197,11 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// A name for a file that nothing looks at, nobody else's.
+pub(crate) fn scratch_name() -> String {
+    format!("{MARKER}.{}.new", CatalogueId::random().simple())
+}
+
 /// Whether a file in a pool is its marker, or the rest of making one.
 pub(crate) fn is_marker(name: &str) -> bool {
     name.strip_prefix(MARKER)
@@ -235,6 +259,29 @@ mod tests {
         let error = enter(&gone, &pool(), catalogue, FirstUse::Known).unwrap_err();
         assert!(matches!(error, PoolError::Unavailable { .. }), "{error}");
         assert!(!gone.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_prepared_is_not_marked() {
+        let home = tempfile::tempdir().unwrap();
+        let (path, catalogue) = (home.path().join("volumes"), CatalogueId::random());
+        let unsuited = |directory: &Directory| {
+            Err(PoolError::NoMarker {
+                pool: pool(),
+                directory: directory.path().to_owned(),
+            })
+        };
+        let open = |prepare: &dyn Fn(&Directory) -> Result<(), PoolError>| {
+            enter_prepared(&path, &pool(), catalogue, FirstUse::Allowed, prepare)
+        };
+        open(&unsuited).unwrap_err();
+        assert!(!path.exists());
+        std::fs::create_dir(&path).unwrap();
+        open(&unsuited).unwrap_err();
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        let directory = open(&|_| Ok(())).unwrap();
+        open(&unsuited).unwrap_err();
+        assert_eq!(directory.files().unwrap(), [MARKER]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sistemo_model::CatalogueId;
 
 use crate::config::PoolConfig;
-use crate::file::FileDriver;
+use crate::file::{FileDriver, FileReflinkDriver};
 use crate::{FirstUse, Pool, PoolError};
 
 /// A way of keeping volumes.
@@ -129,7 +129,7 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Registry {
         Registry {
-            drivers: vec![Box::new(FileDriver)],
+            drivers: vec![Box::new(FileDriver), Box::new(FileReflinkDriver)],
         }
     }
 
