@@ -282,6 +282,36 @@ pub trait Control: fmt::Debug + Send {
     /// # Errors
     /// [`VmmError::NoDisk`], [`VmmError::Shrink`], and those of [`Control::status`].
     fn grow_disk(&mut self, position: u8, size: Bytes) -> Result<(), VmmError>;
+
+    /// Lets the disk in place `position`, a qcow2 file, be written to `overlay` from now on: an
+    /// empty qcow2 file of the same size whose backing file is the one that was written until
+    /// now. What was written before is in the old file, flushed, and nothing writes to that any
+    /// more. The machine may run or be paused.
+    ///
+    /// A crash leaves the VMM writing to either file.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDisk`], [`VmmError::NotQcow2`], [`VmmError::Flattening`],
+    /// [`VmmError::Overlay`] for one of another size or over another file, and those of
+    /// [`Control::status`]. The VMM then goes on with the old file and has let go of the other.
+    fn switch_disk(&mut self, position: u8, overlay: &Path) -> Result<(), VmmError>;
+
+    /// Copies what lies beneath the top file of the disk in place `position` into it, until it
+    /// has no backing file, and lets go of those beneath. The guest runs on meanwhile; this
+    /// client keeps its turn all the while. `progress` is told the bytes done and the bytes
+    /// there are to do.
+    ///
+    /// Killed in the middle, the VMM goes on; flattening again joins in. The top file names its
+    /// backing file until all of it is in the top file and flushed.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDisk`], [`VmmError::NotQcow2`], and those of [`Control::status`]. The disk
+    /// then still has its backing files, and the guest does not notice.
+    fn flatten_disk(
+        &mut self,
+        position: u8,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), VmmError>;
 }
 
 /// What a machine whose VMM runs is doing.

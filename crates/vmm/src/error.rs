@@ -171,6 +171,28 @@ pub enum VmmError {
         /// The place, counted from 0.
         position: u8,
     },
+    /// A disk has no file below another.
+    #[error("the disk in place {position} is not a qcow2 file")]
+    NotQcow2 {
+        /// The disk's place, counted from 0.
+        position: u8,
+    },
+    /// What lies beneath a disk is being copied into it.
+    #[error("the disk in place {position} is being flattened")]
+    Flattening {
+        /// The disk's place, counted from 0.
+        position: u8,
+    },
+    /// A file cannot take a disk's place.
+    #[error("{} cannot take the place of disk {position}: {reason}", overlay.display())]
+    Overlay {
+        /// The disk's place, counted from 0.
+        position: u8,
+        /// The file.
+        overlay: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A disk would have become smaller.
     #[error("the disk in place {position} has {size} and cannot shrink to {asked}")]
     Shrink {

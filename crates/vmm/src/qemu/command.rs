@@ -8,17 +8,14 @@
 //! network card in the guest.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use serde_json::{Value, json};
-use sistemo_host::directory::FileError;
-use sistemo_model::{Accelerator, Access, Attachment, Exposure};
+use sistemo_model::{Accelerator, Attachment, Exposure};
 
 use super::ending;
+use super::nodes::{self, Aio, Caching, Opening, absolute};
 use crate::VmmError;
-use crate::contract::{BootSource, Credential, Disk, DiskLocation, MachineSpec};
+use crate::contract::{BootSource, Credential, Disk, MachineSpec};
 
 /// The socket for commands.
 pub(super) const CONTROL: &str = "control.sock";
@@ -39,54 +36,6 @@ const FIRST_DISK_PLACE: u8 = 4;
 /// The places that there are for disks.
 pub(super) const MOST_DISKS: u8 = Attachment::LIMIT;
 const _: () = assert!(FIRST_DISK_PLACE + MOST_DISKS <= 31);
-
-/// How QEMU reads and writes a disk's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aio {
-    /// `io_uring(7)`, the faster.
-    IoUring,
-    /// QEMU's own threads, which work everywhere.
-    Threads,
-}
-
-/// Whether a disk's file is read and written past the host's page cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Caching {
-    /// `O_DIRECT`: what the guest caches is not cached a second time.
-    Direct,
-    /// Through the page cache, on filesystems that know no `O_DIRECT`.
-    Cached,
-}
-
-impl Caching {
-    /// Tries a disk's file, which is the only way to know.
-    pub(super) fn of(disk: &Disk) -> Result<Caching, VmmError> {
-        let path = disk.location.path();
-        let access = match disk.access {
-            Access::ReadWrite => OFlags::RDWR,
-            Access::ReadOnly => OFlags::RDONLY,
-        };
-        let open = |flags| rustix::fs::open(path, access | OFlags::CLOEXEC | flags, Mode::empty());
-        match open(OFlags::DIRECT) {
-            Ok(_) => Ok(Caching::Direct),
-            Err(Errno::INVAL) => open(OFlags::empty())
-                .map(|_| Caching::Cached)
-                .map_err(|error| FileError::new("open disk", path, error).into()),
-            Err(error) => Err(FileError::new("open disk", path, error).into()),
-        }
-    }
-}
-
-/// The block node of the disk in a place, which is also what events call it.
-pub(super) fn node_name(position: u8) -> String {
-    format!("disk{position}")
-}
-
-/// The place of the disk that a block node belongs to, its file's node included.
-pub(super) fn position_of(node: &str) -> Option<u8> {
-    let rest = node.strip_prefix("disk")?;
-    rest.strip_suffix("-file").unwrap_or(rest).parse().ok()
-}
 
 /// QEMU's word for a forwarded port, which stands in its error message too.
 pub(super) fn forward_rule(forward: &Exposure) -> String {
@@ -203,46 +152,16 @@ impl Arguments {
         caching: Caching,
         boots: bool,
     ) -> Result<(), VmmError> {
-        let name = node_name(position);
-        let file_name = format!("{name}-file");
-        let path = absolute(disk.location.path());
-        let Some(path) = path.to_str() else {
-            return Err(VmmError::Path { path });
+        let name = nodes::node_name(position);
+        let opening = Opening {
+            aio,
+            caching,
+            access: disk.access,
         };
-        let aio = match aio {
-            Aio::IoUring => "io_uring",
-            Aio::Threads => "threads",
-        };
-        let cache = json!({ "direct": caching == Caching::Direct, "no-flush": false });
-        let read_only = disk.access == Access::ReadOnly;
-        let (file_driver, format_driver) = match disk.location {
-            DiskLocation::RawFile(_) => ("file", "raw"),
-            DiskLocation::BlockDevice(_) => ("host_device", "raw"),
-            DiskLocation::Qcow2File(_) => ("file", "qcow2"),
-        };
-        let mut file = json!({
-            "driver": file_driver,
-            "node-name": file_name,
-            "filename": path,
-            "aio": aio,
-            "cache": cache,
-            "read-only": read_only,
-        });
-        let mut raw = json!({
-            "driver": format_driver,
-            "node-name": name,
-            "file": file_name,
-            "cache": cache,
-            "read-only": read_only,
-        });
-        if !read_only {
-            file["discard"] = "unmap".into();
-            raw["discard"] = "unmap".into();
-            raw["detect-zeroes"] = "unmap".into();
-        }
+        let node = opening.node(&name, &disk.location)?;
         let mut device = json!({
             "driver": "virtio-blk-pci",
-            "id": format!("{name}-device"),
+            "id": nodes::device_name(position),
             "drive": name,
             "serial": disk.serial.as_str(),
             "werror": "enospc",
@@ -252,8 +171,7 @@ impl Arguments {
         if boots {
             device["bootindex"] = 0.into();
         }
-        self.json("-blockdev", &file);
-        self.json("-blockdev", &raw);
+        self.json("-blockdev", &node);
         self.json("-device", &device);
         Ok(())
     }
@@ -321,18 +239,12 @@ fn place(number: u8) -> String {
     format!("{number:#x}")
 }
 
-/// QEMU runs in another directory than we do.
-fn absolute(path: &Path) -> PathBuf {
-    // It fails for an empty path only, and QEMU says that better.
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
-    use sistemo_model::{Bytes, MacAddress, MachineId, VcpuCount};
+    use sistemo_model::{Access, Bytes, MacAddress, MachineId, VcpuCount};
 
     use super::*;
-    use crate::contract::Network;
+    use crate::contract::{DiskLocation, Network};
 
     fn spec() -> MachineSpec {
         let id: MachineId = "a1b2c3d4-5678-4abc-9ef0-123456789abc".parse().unwrap();
@@ -404,19 +316,29 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_knows_no_direct_io_is_cached() {
-        let disk = |path: &str| Disk {
-            location: DiskLocation::RawFile(path.into()),
-            serial: "x".parse().unwrap(),
-            access: Access::ReadOnly,
+    fn a_machine_with_every_kind_of_disk_is_this_command_line() {
+        let mut spec = spec();
+        let disk = |location, serial: &str, access| Disk {
+            location,
+            serial: serial.parse().unwrap(),
+            access,
         };
-        // procfs has no O_DIRECT, whatever it is mounted on.
-        assert_eq!(
-            Caching::of(&disk("/proc/version")).unwrap(),
-            Caching::Cached
-        );
-        let error = Caching::of(&disk("/no/such.ext4")).unwrap_err();
-        assert_eq!(error.to_string(), "cannot open disk /no/such.ext4");
+        let qcow2 = |path: &str| DiskLocation::Qcow2File(path.into());
+        let device = DiskLocation::BlockDevice("/dev/data/pgdata".into());
+        spec.disks.extend([
+            disk(qcow2("/data/v.qcow2"), "redis", Access::ReadWrite),
+            disk(qcow2("/data/w.qcow2"), "old", Access::ReadOnly),
+            disk(device, "device", Access::ReadWrite),
+        ]);
+        spec.disks.remove(1);
+        let caching = [Caching::Direct; 4];
+        let arguments = arguments(&spec, Accelerator::Tcg, Aio::IoUring, &caching).unwrap();
+        let disks = shown(&arguments)
+            .lines()
+            .filter(|line| line.starts_with("-blockdev") || line.contains("virtio-blk"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        insta::assert_snapshot!("disks", disks);
     }
 
     #[test]
@@ -428,16 +350,5 @@ mod tests {
         let caching = [Caching::Direct; 2];
         let error = arguments(&spec, Accelerator::Tcg, Aio::Threads, &caching).unwrap_err();
         assert!(matches!(error, VmmError::Path { .. }), "{error}");
-    }
-
-    #[test]
-    fn node_names_lead_back_to_their_places() {
-        for position in [0, 9, 25] {
-            let name = node_name(position);
-            assert_eq!(position_of(&name), Some(position));
-            assert_eq!(position_of(&format!("{name}-file")), Some(position));
-        }
-        assert_eq!(position_of(""), None);
-        assert_eq!(position_of("disk"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Commands to a running QEMU, and what it tells.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -8,7 +9,7 @@ use sistemo_host::lock::Lock;
 use sistemo_model::{Bytes, PauseCause, StopHow};
 
 use super::qmp::{Event, Qmp};
-use super::{command, ending};
+use super::{ending, nodes};
 use crate::VmmError;
 use crate::contract::{Control, DiskOperation, RunStatus, VmmEvent};
 
@@ -33,13 +34,26 @@ impl QemuControl {
         self.qmp.execute(command, None, COMMAND_LIMIT)
     }
 
-    fn ask<T: for<'a> Deserialize<'a>>(
+    pub(super) fn order(
+        &mut self,
+        command: &'static str,
+        arguments: &Value,
+    ) -> Result<(), VmmError> {
+        let reply = self.qmp.execute(command, Some(arguments), COMMAND_LIMIT);
+        reply.map(drop)
+    }
+
+    pub(super) fn ask<T: for<'a> Deserialize<'a>>(
         &mut self,
         command: &'static str,
         arguments: Option<&Value>,
     ) -> Result<T, VmmError> {
         let reply = self.qmp.execute(command, arguments, COMMAND_LIMIT)?;
         serde_json::from_value(reply).map_err(|error| self.qmp.garbled(error))
+    }
+
+    pub(super) fn take_events(&mut self, name: &str) -> Vec<Event> {
+        self.qmp.take_events(name)
     }
 
     /// Why the processors are held after a disk error. Where one disk is full and another
@@ -75,7 +89,7 @@ impl QemuControl {
             "BLOCK_IO_ERROR" => {
                 let text = |key: &str| event.data[key].as_str().unwrap_or_default();
                 Some(VmmEvent::DiskError {
-                    position: command::position_of(text("node-name")),
+                    position: nodes::position_of(text("node-name")),
                     operation: match text("operation") {
                         "read" => DiskOperation::Read,
                         _ => DiskOperation::Write,
@@ -100,20 +114,6 @@ struct StatusInfo {
 struct BlockInfo {
     #[serde(rename = "io-status")]
     io_status: Option<String>,
-}
-
-/// `BlockDeviceInfo` of QEMU's qapi/block-core.json.
-#[derive(Deserialize)]
-struct BlockNode {
-    #[serde(rename = "node-name")]
-    name: Option<String>,
-    image: ImageInfo,
-}
-
-#[derive(Deserialize)]
-struct ImageInfo {
-    #[serde(rename = "virtual-size")]
-    size: Bytes,
 }
 
 impl Control for QemuControl {
@@ -162,23 +162,28 @@ impl Control for QemuControl {
     }
 
     fn grow_disk(&mut self, position: u8, size: Bytes) -> Result<(), VmmError> {
-        let name = command::node_name(position);
-        let flat = json!({ "flat": true });
-        let nodes: Vec<BlockNode> = self.ask("query-named-block-nodes", Some(&flat))?;
-        let disk = nodes
-            .iter()
-            .find(|node| node.name.as_deref() == Some(name.as_str()))
-            .ok_or(VmmError::NoDisk { position })?;
-        if size < disk.image.size {
+        let disk = self.disk(position)?;
+        let before = disk.top.image.size;
+        if size < before {
             return Err(VmmError::Shrink {
                 position,
-                size: disk.image.size,
+                size: before,
                 asked: size,
             });
         }
-        let arguments = json!({ "node-name": name, "size": size });
-        self.qmp
-            .execute("block_resize", Some(&arguments), COMMAND_LIMIT)
-            .map(drop)
+        let resize = json!({ "node-name": disk.top.name, "size": size });
+        self.order("block_resize", &resize)
+    }
+
+    fn switch_disk(&mut self, position: u8, overlay: &Path) -> Result<(), VmmError> {
+        self.switch(position, overlay)
+    }
+
+    fn flatten_disk(
+        &mut self,
+        position: u8,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), VmmError> {
+        self.flatten(position, progress)
     }
 }

@@ -19,6 +19,8 @@
 mod command;
 mod control;
 mod ending;
+mod nodes;
+mod overlay;
 mod probe;
 mod qmp;
 
@@ -36,8 +38,9 @@ use sistemo_host::program::{Program, ProgramError, Running};
 use sistemo_host::socket;
 use sistemo_model::{Accelerator, StopHow, VmmKind};
 
-use self::command::{AGENT, Aio, CONSOLE, CONSOLE_LOG, CONTROL, Caching, EVENTS, MOST_DISKS};
+use self::command::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL, EVENTS, MOST_DISKS};
 use self::control::QemuControl;
+use self::nodes::{Aio, Caching};
 use self::qmp::Qmp;
 use crate::VmmError;
 use crate::accelerator;
@@ -182,7 +185,7 @@ impl Vmm for Qemu {
             caching: spec
                 .disks
                 .iter()
-                .map(Caching::of)
+                .map(|disk| Caching::of(&disk.location, disk.access))
                 .collect::<Result<_, _>>()?,
             alive,
         };

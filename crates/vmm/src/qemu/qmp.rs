@@ -140,6 +140,16 @@ impl Qmp {
         }
     }
 
+    /// The events of a name that came and were not asked for yet, which [`Qmp::next_event`] then
+    /// does not give.
+    pub(super) fn take_events(&mut self, name: &str) -> Vec<Event> {
+        let events = std::mem::take(&mut self.events);
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            events.into_iter().partition(|event| event.name == name);
+        self.events = kept.into();
+        taken
+    }
+
     /// The next message that is not an event; `None` where none came in time.
     fn receive(&mut self, deadline: Instant) -> Result<Option<Message>, VmmError> {
         loop {

@@ -1,166 +1,19 @@
-//! The contract, kept by a real QEMU with a guest that boots in three seconds.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "the whole file is a test, the functions beside the tests too"
-)]
+//! A machine's life: it starts, is talked to, and ends.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sistemo_host::lock::Lock;
-use sistemo_host::process::{Ending, ProcessIdentity};
-use sistemo_model::{
-    Access, Bytes, Exposure, MacAddress, MachineId, PauseCause, StopHow, VcpuCount, VmmKind,
-};
+use sistemo_host::process::Ending;
+use sistemo_model::{Access, Bytes, Exposure, PauseCause, StopHow, VmmKind};
 use sistemo_testkit::{Action, LoopFilesystem, LoopKind, Requirement, TinyGuest, met};
-use sistemo_vmm::{
-    BootSource, Control, Disk, DiskLocation, DiskOperation, MachineSpec, Network, Qemu, RunStatus,
-    Started, Vmm, VmmError, VmmEvent,
-};
+use sistemo_vmm::{BootSource, DiskOperation, Qemu, RunStatus, Vmm, VmmError, VmmEvent};
 
-/// Longer than anything here takes on a busy host.
-const LIMIT: Duration = Duration::from_secs(60);
-const QEMU: Requirement = Requirement::Program("qemu-system-x86_64");
-
-/// A runtime directory, and the machine in it.
-struct Rig {
-    home: tempfile::TempDir,
-    runtime: PathBuf,
-    lock: PathBuf,
-    spec: MachineSpec,
-    started: Option<Started>,
-}
-
-impl Rig {
-    fn new(boot: BootSource) -> Rig {
-        let home = tempfile::tempdir().unwrap();
-        // Too long for the address of a Unix socket.
-        let runtime = home.path().join("r".repeat(120));
-        fs::create_dir(&runtime).unwrap();
-        let id = MachineId::random();
-        let spec = MachineSpec {
-            id,
-            name: "db1".parse().unwrap(),
-            vcpus: VcpuCount::try_from(1).unwrap(),
-            memory: Bytes::from_mib(128),
-            boot,
-            disks: Vec::new(),
-            network: Network {
-                mac: MacAddress::for_machine(id),
-                forwards: Vec::new(),
-            },
-        };
-        let lock = home.path().join("machine.lock");
-        Rig {
-            home,
-            runtime,
-            lock,
-            spec,
-            started: None,
-        }
-    }
-
-    /// A tiny guest that does `actions`.
-    fn doing(actions: &[Action]) -> Rig {
-        let TinyGuest { kernel, initrd } = TinyGuest::find().unwrap();
-        let command_line = TinyGuest::find().unwrap().command_line(actions);
-        Rig::new(BootSource::Kernel {
-            kernel,
-            initrd: Some(initrd),
-            command_line,
-        })
-    }
-
-    fn disk(&mut self, path: &Path, size: Bytes, serial: &str, access: Access) {
-        File::create(path).unwrap().set_len(size.get()).unwrap();
-        self.spec.disks.push(Disk {
-            location: DiskLocation::RawFile(path.to_owned()),
-            serial: serial.parse().unwrap(),
-            access,
-        });
-    }
-
-    fn start_with(&mut self, qemu: &Qemu) -> Result<Started, VmmError> {
-        let alive = Lock::acquire(&self.lock, "machine start db1", LIMIT).unwrap();
-        let started = qemu.start(&self.spec, &self.runtime, &alive)?;
-        self.started = Some(started.clone());
-        Ok(started)
-    }
-
-    fn start(&mut self) -> ProcessIdentity {
-        self.start_with(&Qemu::new()).unwrap().process
-    }
-
-    fn connect(&self) -> Box<dyn Control> {
-        Qemu::new().connect(&self.runtime).unwrap()
-    }
-
-    fn follow(&self) -> Box<dyn Control> {
-        Qemu::new().follow(&self.runtime).unwrap()
-    }
-
-    fn is_alive(&self) -> bool {
-        Lock::is_held(&self.lock).unwrap()
-    }
-
-    /// Nobody was left behind. Tests run beside each other in one process: a program that
-    /// another of them is just starting holds our lock until its exec(2), so this may wait.
-    fn assert_nobody_is_left(&self) {
-        let lock = Lock::acquire(&self.lock, "test", LIMIT);
-        assert!(lock.is_ok(), "{lock:?}");
-    }
-
-    fn console(&self) -> String {
-        let mut text = Vec::new();
-        File::open(self.runtime.join("console.log"))
-            .unwrap()
-            .read_to_end(&mut text)
-            .unwrap();
-        String::from_utf8_lossy(&text).into_owned()
-    }
-
-    fn wait_for(&self, text: &str) {
-        let started = Instant::now();
-        while !self.console().contains(text) {
-            assert!(
-                started.elapsed() < LIMIT,
-                "`{text}` did not come in:\n{}",
-                self.console()
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn wait_gone(&self) {
-        let process = &self.started.as_ref().unwrap().process;
-        assert!(process.wait_gone(Some(LIMIT)).unwrap());
-    }
-
-    fn ending(&self) -> Option<StopHow> {
-        Qemu::new().ending(&self.runtime).unwrap()
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if let Some(started) = &self.started {
-            let _ = started.process.end(Ending::Kill);
-        }
-        if thread::panicking() && self.runtime.join("console.log").exists() {
-            eprintln!("the console of the failed test:\n{}", self.console());
-        }
-    }
-}
-
-fn next(control: &mut dyn Control) -> VmmEvent {
-    control.next_event(LIMIT).unwrap().expect("an event")
-}
+use crate::rig::{LIMIT, QEMU, Rig, boot_sector, next};
 
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -564,19 +417,11 @@ fn firmware_boots_the_first_disk() {
         "data",
         Access::ReadWrite,
     );
-    // mov si, text; l: lodsb; test al, al; jz end; mov ah, 0x0e; int 0x10; jmp l; end: hlt; jmp end
-    let mut sector = vec![
-        0xbe, 0x12, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xb4, 0x0e, 0xcd, 0x10, 0xeb, 0xf5, 0xf4,
-        0xeb, 0xfd, 0x90,
-    ];
-    sector.extend_from_slice(b"it boots\r\n\0");
-    sector.resize(510, 0);
-    sector.extend_from_slice(&[0x55, 0xaa]);
     File::options()
         .write(true)
         .open(&disk)
         .unwrap()
-        .write_all_at(&sector, 0)
+        .write_all_at(&boot_sector(), 0)
         .unwrap();
     rig.start();
     rig.wait_for("it boots");

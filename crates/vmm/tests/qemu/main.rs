@@ -1,0 +1,10 @@
+//! The contract, kept by a real QEMU with a guest that boots in three seconds.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "the whole file is a test, the functions beside the tests too"
+)]
+
+mod layers;
+mod machines;
+mod rig;
