@@ -55,6 +55,28 @@ pub enum Intent {
         /// The volume.
         volume: VolumeId,
     },
+    /// A volume is being taken back to a snapshot; its record may have the size of either.
+    RevertVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A volume is being copied into a snapshot while its machine, which ran, is held.
+    SnapshotHeld {
+        /// The machine, to be let go when that is over.
+        machine: MachineId,
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A copy of an image is being made in a pool; its record is `Creating`.
+    CreateImageCopy {
+        /// The copy, which is a volume to its pool.
+        volume: VolumeId,
+    },
+    /// A copy of an image is being removed from a pool; its record is `Deleting`.
+    DeleteImageCopy {
+        /// The copy.
+        volume: VolumeId,
+    },
     /// A machine is being made; its record is `Creating`.
     DeployMachine {
         /// The machine.
@@ -79,7 +101,11 @@ impl Intent {
             Intent::CreateVolume { volume }
             | Intent::DeleteVolume { volume }
             | Intent::GrowVolume { volume, .. }
-            | Intent::RenameVolume { volume } => vec![volume],
+            | Intent::RenameVolume { volume }
+            | Intent::RevertVolume { volume }
+            | Intent::SnapshotHeld { volume, .. }
+            | Intent::CreateImageCopy { volume }
+            | Intent::DeleteImageCopy { volume } => vec![volume],
             Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
                 root.into_iter().collect()
             }
@@ -90,13 +116,16 @@ impl Intent {
     #[must_use]
     pub fn machine(&self) -> Option<MachineId> {
         match *self {
-            Intent::DeployMachine { machine, .. } | Intent::DeleteMachine { machine, .. } => {
-                Some(machine)
-            }
+            Intent::DeployMachine { machine, .. }
+            | Intent::DeleteMachine { machine, .. }
+            | Intent::SnapshotHeld { machine, .. } => Some(machine),
             Intent::CreateVolume { .. }
             | Intent::DeleteVolume { .. }
             | Intent::GrowVolume { .. }
-            | Intent::RenameVolume { .. } => None,
+            | Intent::RenameVolume { .. }
+            | Intent::RevertVolume { .. }
+            | Intent::CreateImageCopy { .. }
+            | Intent::DeleteImageCopy { .. } => None,
         }
     }
 }

@@ -16,6 +16,7 @@
 mod attachments;
 mod connection;
 mod error;
+mod image_copies;
 mod intents;
 mod locks;
 mod machines;
@@ -28,6 +29,7 @@ mod volumes;
 pub use attachments::Holding;
 pub use connection::{Catalogue, Session, Transaction};
 pub use error::{Candidate, CatalogError, Kind};
+pub use image_copies::ImageCopy;
 pub use intents::{Intent, IntentId};
 pub use locks::{LockSet, Lockable, Locks};
 pub use machines::RunningProcess;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sistemo_host::directory::Directory;
 use sistemo_host::lock::{Lock, LockError, PATIENCE};
-use sistemo_model::{ImageName, MachineId, VolumeId};
+use sistemo_model::{ImageName, MachineId, PoolName, VolumeId};
 
 use crate::error::{CatalogError, Result};
 use crate::intents::Intent;
@@ -34,6 +34,8 @@ pub enum Lockable {
     Monitor(MachineId),
     /// An image's name, while an image is built, imported or deleted under it.
     Image(ImageName),
+    /// The copies of images in a pool, while one is made there, so that it is made once.
+    ImageCopies(PoolName),
     /// The product's SSH key, while it is made.
     SshKey,
     /// Which pools there are, while that is changed, or a pool is used for the first time.
@@ -48,6 +50,7 @@ impl Lockable {
             Lockable::Run(id) => format!("machine-{id}.run"),
             Lockable::Monitor(id) => format!("machine-{id}.monitor"),
             Lockable::Image(name) => format!("image-{name}.lock"),
+            Lockable::ImageCopies(pool) => format!("image-copies-{pool}.lock"),
             Lockable::SshKey => "ssh-key.lock".to_owned(),
             Lockable::Pools => "pools.lock".to_owned(),
         }
@@ -62,6 +65,7 @@ impl fmt::Display for Lockable {
             Lockable::Run(id) => write!(f, "the life of machine {id}"),
             Lockable::Monitor(id) => write!(f, "the monitor of machine {id}"),
             Lockable::Image(name) => write!(f, "image {name}"),
+            Lockable::ImageCopies(pool) => write!(f, "the images in pool {pool}"),
             Lockable::SshKey => f.write_str("the SSH key"),
             Lockable::Pools => f.write_str("the list of pools"),
         }

@@ -13,7 +13,10 @@ use sistemo_model::{CatalogueId, Timestamp};
 
 use crate::error::{CatalogError, Result};
 
-const MIGRATIONS: [&str; 1] = [include_str!("schema/0001_foundation.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("schema/0001_foundation.sql"),
+    include_str!("schema/0002_image_copies.sql"),
+];
 
 /// `Sist`: what file(1) and we know a catalogue by (`PRAGMA application_id`).
 const APPLICATION_ID: u32 = 0x5369_7374;

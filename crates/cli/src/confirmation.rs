@@ -23,22 +23,53 @@ impl Beforehand {
             return Ok(());
         }
         let what = lost.join(", ");
-        let (stdin, mut stderr) = (io::stdin(), io::stderr());
-        if !(stdin.is_terminal() && stderr.is_terminal()) {
-            return Err(Failure::ConfirmationNeeded { what });
+        ask(
+            &format!("Delete {what}?"),
+            &format!("{what} would be deleted"),
+            "deletes",
+        )
+    }
+}
+
+/// What the user said beforehand about something that is not deleted, but loses what it holds.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct BeforehandOfLoss {
+    /// Revert without asking
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl BeforehandOfLoss {
+    /// Asks a question on a terminal, unless the answer was given beforehand. `loss` says what
+    /// would come of it where there is nobody to ask.
+    ///
+    /// # Errors
+    /// As [`Beforehand::confirm`].
+    pub(crate) fn confirm(self, question: &str, loss: &str) -> Result<(), Failure> {
+        if self.yes {
+            return Ok(());
         }
-        let fail = |action| move |source| Failure::Terminal { action, source };
-        write!(stderr, "Delete {what}? [y/N] ")
-            .and_then(|()| stderr.flush())
-            .map_err(fail("write to"))?;
-        let mut answer = String::new();
-        stdin
-            .lock()
-            .read_line(&mut answer)
-            .map_err(fail("read from"))?;
-        match answer.trim().to_ascii_lowercase().as_str() {
-            "y" | "yes" => Ok(()),
-            _ => Err(Failure::Declined),
-        }
+        ask(question, loss, "reverts")
+    }
+}
+
+fn ask(question: &str, loss: &str, does: &'static str) -> Result<(), Failure> {
+    let (stdin, mut stderr) = (io::stdin(), io::stderr());
+    if !(stdin.is_terminal() && stderr.is_terminal()) {
+        let loss = loss.to_owned();
+        return Err(Failure::ConfirmationNeeded { loss, does });
+    }
+    let fail = |action| move |source| Failure::Terminal { action, source };
+    write!(stderr, "{question} [y/N] ")
+        .and_then(|()| stderr.flush())
+        .map_err(fail("write to"))?;
+    let mut answer = String::new();
+    stdin
+        .lock()
+        .read_line(&mut answer)
+        .map_err(fail("read from"))?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::Declined),
     }
 }

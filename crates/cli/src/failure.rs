@@ -36,13 +36,15 @@ pub(crate) enum Failure {
     #[error("there is no data directory: HOME is not set")]
     NoHome,
     /// Something would be lost, and there is nobody to ask.
-    #[error("{what} would be deleted, and there is no terminal to ask on")]
+    #[error("{loss}, and there is no terminal to ask on")]
     ConfirmationNeeded {
-        /// What would be lost.
-        what: String,
+        /// What would come of it: `volume pgdata would be deleted`.
+        loss: String,
+        /// What it then does: `deletes`.
+        does: &'static str,
     },
     /// The user said no.
-    #[error("not confirmed; nothing was deleted")]
+    #[error("not confirmed; nothing was changed")]
     Declined,
     /// One object was named twice.
     #[error("{kind} {name} is named more than once")]
@@ -116,6 +118,14 @@ pub(crate) enum Code {
     TooManyVolumes,
     MachineActive,
     MachineInactive,
+    VolumeInUse,
+    NoSuchSnapshot,
+    SnapshotExists,
+    PoolLacksPower,
+    PoolTooFull,
+    ExchangeRefused,
+    StreamFailed,
+    EmptyInput,
     NotLarger,
     TooSmallForFilesystem,
     FilesystemNotGrowable,
@@ -213,6 +223,14 @@ fn code(error: &Error) -> Code {
         Error::TooManyVolumes { .. } => Code::TooManyVolumes,
         Error::MachineActive { .. } => Code::MachineActive,
         Error::MachineInactive { .. } => Code::MachineInactive,
+        Error::VolumeInUse { .. } => Code::VolumeInUse,
+        Error::NoSuchSnapshot { .. } | Error::NoSnapshots { .. } => Code::NoSuchSnapshot,
+        Error::SnapshotTaken { .. } => Code::SnapshotExists,
+        Error::PoolLacks { .. } => Code::PoolLacksPower,
+        Error::PoolTooFull { .. } => Code::PoolTooFull,
+        Error::Exchange { .. } => Code::ExchangeRefused,
+        Error::Stream { .. } => Code::StreamFailed,
+        Error::EmptyInput { .. } => Code::EmptyInput,
         Error::NotLarger { .. } => Code::NotLarger,
         Error::TooSmallForFilesystem { .. } => Code::TooSmallForFilesystem,
         Error::FilesystemNotGrowable { .. } => Code::FilesystemNotGrowable,

@@ -14,7 +14,7 @@ pub(crate) fn hint(failure: &Failure) -> Option<String> {
         }
         Failure::Usage { hint, .. } => Some(hint.clone()),
         Failure::NoHome => Some("name one with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()),
-        Failure::ConfirmationNeeded { .. } => Some("-y deletes without asking".to_owned()),
+        Failure::ConfirmationNeeded { does, .. } => Some(format!("-y {does} without asking")),
         Failure::Repeated { .. } => Some("name it once".to_owned()),
         Failure::Declined
         | Failure::Several { .. }
@@ -51,7 +51,7 @@ fn engine_hint(error: &Error) -> Option<String> {
             format!("choose another name, or `sistemo image delete {name}`")
         }
         Error::NameTaken {
-            kind: Kind::Pool | Kind::Driver,
+            kind: Kind::Pool | Kind::Driver | Kind::Snapshot,
             ..
         } => "choose another name".to_owned(),
         // A root cannot be detached; it is known by the name that deploy gave it.
@@ -74,6 +74,26 @@ fn engine_hint(error: &Error) -> Option<String> {
             "stopped" => format!("sistemo machine start {machine}"),
             _ => format!("sistemo machine status {machine}"),
         },
+        Error::VolumeInUse { volume, action, .. } => format!(
+            "sistemo volume snapshot create {volume}, then {action} that with --snapshot NAME"
+        ),
+        Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
+        Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
+        Error::SnapshotTaken { .. } => "choose another name".to_owned(),
+        Error::PoolLacks { pool, .. } => format!(
+            "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
+        ),
+        Error::PoolTooFull { .. } => {
+            "make room there, or use a pool that does not copy: `sistemo pool drivers`".to_owned()
+        }
+        Error::Exchange {
+            action: "import", ..
+        }
+        | Error::EmptyInput { .. } => {
+            "import a raw image file; an empty volume is made with `sistemo volume create`"
+                .to_owned()
+        }
+        Error::Exchange { .. } => "choose another file".to_owned(),
         Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
         Error::TooSmallForFilesystem { minimum, .. } => {
             format!("name a size of {minimum} or more, or --fs none for a bare block device")
@@ -126,6 +146,7 @@ fn engine_hint(error: &Error) -> Option<String> {
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )
         | Error::PoolNeeded { .. }
+        | Error::Stream { .. }
         | Error::Image { .. }
         | Error::ImageStore(_)
         | Error::FilesystemProgram { .. }
@@ -153,6 +174,7 @@ fn list(kind: Kind) -> String {
         Kind::Image => "sistemo image list; `sistemo image build debian` makes one",
         Kind::Pool => "sistemo pool list",
         Kind::Driver => "sistemo pool drivers",
+        Kind::Snapshot => "sistemo volume snapshot list VOLUME",
     }
     .to_owned()
 }

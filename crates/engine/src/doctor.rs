@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
-use sistemo_catalog::{CatalogError, Catalogue, KnownPool};
+use sistemo_catalog::{CatalogError, Catalogue, ImageCopy, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
-use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Volume, VolumeId};
+use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Role, Volume, VolumeId};
 use sistemo_pools::{ConfiguredPool, FirstUse, Found, Pool, Registry, StorageConf, marker};
 use sistemo_vmm::Vmm;
 use sistemo_vmm::qemu::Qemu;
@@ -234,6 +234,7 @@ struct Records {
     catalogue: CatalogueId,
     pools: Vec<KnownPool>,
     volumes: Vec<Volume>,
+    copies: Vec<ImageCopy>,
 }
 
 impl Records {
@@ -249,6 +250,7 @@ impl Records {
                 catalogue: id,
                 pools: session.known_pools()?,
                 volumes: session.all_volumes()?,
+                copies: session.image_copies()?,
             }))
         })
     }
@@ -339,7 +341,9 @@ fn check_pool(
     match found {
         Ok((usage, content, pool)) => {
             let free = Bytes::new(usage.free);
-            compare(pool.as_ref(), free, content, &records.volumes_in(name))
+            let copies = records.copies.iter().map(|copy| copy.id).collect();
+            let volumes = records.volumes_in(name);
+            compare(pool.as_ref(), free, content, &volumes, &copies)
         }
         Err(error) => {
             let place = config.directory.as_deref().unwrap_or(Path::new("it"));
@@ -350,12 +354,24 @@ fn check_pool(
 }
 
 /// Compares what is in a pool with what is recorded in it.
-fn compare(pool: &dyn Pool, free: Bytes, content: Vec<Found>, recorded: &[&Volume]) -> Check {
+fn compare(
+    pool: &dyn Pool,
+    free: Bytes,
+    content: Vec<Found>,
+    recorded: &[&Volume],
+    copies: &BTreeSet<VolumeId>,
+) -> Check {
     let name = pool.name();
     let mut there = BTreeSet::new();
     let mut odd = Vec::new();
     for found in content {
         match found {
+            // An image can be put there again at any time, so one too few or too many is nothing.
+            Found::Volume { description, .. } if description.role == Role::Image => {}
+            Found::Undescribed { id, .. }
+            | Found::Orphan { id, .. }
+            | Found::Damaged { id, .. }
+                if copies.contains(&id) => {}
             Found::Volume { description, .. } => drop(there.insert(description.id)),
             // One that is being made; where its maker is gone, the next command removes it.
             Found::Draft { .. } => {}

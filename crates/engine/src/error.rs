@@ -11,7 +11,8 @@ use sistemo_host::directory::FileError;
 use sistemo_host::program::ProgramError;
 use sistemo_images::Error as ImageError;
 use sistemo_model::{
-    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, VolumeName,
+    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, SnapshotName,
+    VolumeName,
 };
 use sistemo_pools::{ConfError, Fault, PoolError};
 use sistemo_vmm::VmmError;
@@ -35,6 +36,8 @@ pub enum Kind {
     Pool,
     /// A pool's driver.
     Driver,
+    /// A snapshot of a volume.
+    Snapshot,
 }
 
 impl fmt::Display for Kind {
@@ -45,6 +48,7 @@ impl fmt::Display for Kind {
             Kind::Image => "image",
             Kind::Pool => "pool",
             Kind::Driver => "driver",
+            Kind::Snapshot => "snapshot",
         })
     }
 }
@@ -203,6 +207,85 @@ pub enum Error {
         state: MachineState,
         /// What was asked for: `pause it`.
         action: &'static str,
+    },
+    /// A machine that is active writes to the volume, so it cannot be read as it is now.
+    #[error("volume {volume} is in use by {machine}: cannot {action} it as it is now")]
+    VolumeInUse {
+        /// The volume.
+        volume: VolumeName,
+        /// The machine that uses it.
+        machine: MachineName,
+        /// What was asked for: `clone` or `export`.
+        action: &'static str,
+    },
+    /// The volume has no snapshot of that name.
+    #[error("volume {volume} has no snapshot {snapshot}")]
+    NoSuchSnapshot {
+        /// The volume.
+        volume: VolumeName,
+        /// The name.
+        snapshot: SnapshotName,
+    },
+    /// The volume has no snapshot at all.
+    #[error("volume {volume} has no snapshots")]
+    NoSnapshots {
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// The volume has a snapshot of that name already.
+    #[error("volume {volume} has a snapshot {snapshot} already")]
+    SnapshotTaken {
+        /// The volume.
+        volume: VolumeName,
+        /// The name.
+        snapshot: SnapshotName,
+    },
+    /// The pool has not the power that the operation needs.
+    #[error("pool {pool} cannot {what}")]
+    PoolLacks {
+        /// The pool.
+        pool: PoolName,
+        /// What it cannot: `keep snapshots`.
+        what: &'static str,
+    },
+    /// The pool has too little room for a copy.
+    #[error("pool {pool} has {free} free, and {needed} are needed to {action}")]
+    PoolTooFull {
+        /// The pool.
+        pool: PoolName,
+        /// What was to be done: `clone volume pgdata`.
+        action: String,
+        /// What it takes.
+        needed: Bytes,
+        /// What there is.
+        free: Bytes,
+    },
+    /// A file cannot be made a volume, or a volume a file.
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Exchange {
+        /// `import` or `export to`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// What a volume is read from or written to, other than a file, broke.
+    #[error("cannot {action} volume {volume}")]
+    Stream {
+        /// `import` or `export`.
+        action: &'static str,
+        /// The volume.
+        volume: VolumeName,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is to be imported has nothing in it.
+    #[error("there is nothing to import as volume {volume}: the input is empty")]
+    EmptyInput {
+        /// The volume it was to be.
+        volume: VolumeName,
     },
     /// Volumes only grow.
     #[error("volume {volume} has {size} already; {asked} would not make it larger")]

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use sistemo_catalog::ImageCopy;
 use sistemo_images::{
     BuildRequest, BuildStep, DEBIAN, DamagedImage, Discarded, Error as ImageError, ImageFormat,
     ImportRequest, KernelGuard, OpenImage,
 };
-use sistemo_model::{Digest, Image, ImageId, ImageName, ImageSource, Timestamp};
+use sistemo_model::{
+    Digest, Image, ImageId, ImageName, ImageSource, Lifecycle, PoolName, Timestamp,
+};
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result, causes};
@@ -38,6 +41,8 @@ pub struct NewImport {
     pub initrd: Option<PathBuf>,
     /// The file's format, where its name does not tell.
     pub format: Option<ImageFormat>,
+    /// A pool to put the image into right away, for root volumes to be cloned from.
+    pub pool: Option<PoolName>,
 }
 
 /// What users see of an image.
@@ -65,6 +70,8 @@ pub struct ImageView {
     pub file: Option<String>,
     /// Where its content is on the host.
     pub path: PathBuf,
+    /// The pools that it stands in, for root volumes to be cloned from.
+    pub pools: Vec<PoolName>,
     /// When it was made.
     pub created: Timestamp,
 }
@@ -77,11 +84,11 @@ impl Engine {
     pub fn images(&self) -> Result<Vec<ImageView>> {
         let listing = self.images.list().map_err(Error::ImageStore)?;
         self.tell_of_damaged(&listing.damaged);
-        Ok(listing
+        listing
             .images
             .into_iter()
             .map(|image| self.view_image(image))
-            .collect())
+            .collect()
     }
 
     /// One image.
@@ -93,7 +100,7 @@ impl Engine {
             .images
             .find(name)
             .map_err(|source| image_error("read", name, source))?;
-        Ok(self.view_image(image))
+        self.view_image(image)
     }
 
     /// Builds a Debian; an image of the same name is replaced when the new one is whole. Volumes
@@ -116,13 +123,15 @@ impl Engine {
             self.images.build_debian(&request, progress)
         })?;
         self.discard_unused_kernels();
-        Ok(self.view_image(image))
+        self.discard_unused_image_copies();
+        self.view_image(image)
     }
 
     /// Makes an image of a raw or qcow2 file.
     ///
     /// # Errors
-    /// Where the name is taken, or the file is not what it should be.
+    /// Where the name is taken, the file is not what it should be, or the pool that it is to
+    /// stand in does not clone at once. Where only that pool has no room the image is there.
     pub fn import_image(&self, new: NewImport) -> Result<ImageView> {
         let NewImport {
             file,
@@ -130,7 +139,11 @@ impl Engine {
             kernel,
             initrd,
             format,
+            pool,
         } = new;
+        if let Some(pool) = &pool {
+            self.expect_instant_clones(pool)?;
+        }
         self.reporter
             .stage(&format!("importing {}", file.display()));
         let request = ImportRequest {
@@ -144,7 +157,13 @@ impl Engine {
         let imported = self.images.import(&request, &mut progress);
         self.reporter.stage_over();
         let image = imported.map_err(|source| image_error("import", &name, source))?;
-        Ok(self.view_image(image))
+        if let Some(pool) = &pool {
+            let opened = self.images.open_image(&name);
+            let OpenImage { image, content } =
+                opened.map_err(|source| image_error("open", &name, source))?;
+            let _ = self.ensure_image_copy(&image, &content, pool)?;
+        }
+        self.view_image(image)
     }
 
     /// Deletes an image. Volumes made from it, and the kernels they boot, stay. Returns it as it
@@ -154,7 +173,7 @@ impl Engine {
     /// Where there is none of that name.
     pub fn delete_image(&self, name: &ImageName) -> Result<Option<ImageView>> {
         let view = match self.images.find(name) {
-            Ok(image) => Some(self.view_image(image)),
+            Ok(image) => Some(self.view_image(image)?),
             Err(error @ ImageError::NotFound { .. }) => {
                 return Err(image_error("delete", name, error));
             }
@@ -165,6 +184,7 @@ impl Engine {
             .delete(name)
             .map_err(|source| image_error("delete", name, source))?;
         self.discard_unused_kernels();
+        self.discard_unused_image_copies();
         Ok(view)
     }
 
@@ -250,7 +270,11 @@ impl Engine {
         outcome.map_err(|source| image_error("build", name, source))
     }
 
-    fn view_image(&self, image: Image) -> ImageView {
+    fn view_image(&self, image: Image) -> Result<ImageView> {
+        let copies = self.catalogue.read(|session| session.image_copies())?;
+        let here = |copy: &ImageCopy| copy.image == image.id && copy.lifecycle == Lifecycle::Ready;
+        let pools = copies.into_iter().filter(here).map(|copy| copy.pool);
+        let pools = pools.collect();
         let used = self.images.used_bytes(&image).ok();
         let path = self.images.content(&image);
         let (kernel, initrd) = image
@@ -260,7 +284,7 @@ impl Engine {
             ImageSource::Built { suite, include } => ("built", Some(suite), include, None),
             ImageSource::Imported { file } => ("imported", None, Vec::new(), Some(file)),
         };
-        ImageView {
+        Ok(ImageView {
             id: image.id,
             name: image.name,
             size_bytes: image.size.get(),
@@ -272,8 +296,9 @@ impl Engine {
             include,
             file,
             path,
+            pools,
             created: image.created,
-        }
+        })
     }
 }
 

@@ -7,19 +7,30 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`volumes`] | create, list, resize, rename, delete |
-//! | [`pools`] | list, add, change, remove |
+//! | [`clones`] | a new volume that holds what another does |
+//! | [`snapshots`] | keeping a volume as it is, and taking it back there |
+//! | [`exchange`] | a volume as a raw file, and a raw file as a volume |
+//! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
 //! | [`images`] | build, import, list, delete |
 //! | [`ssh_key`] | the key that every guest lets in |
 //! | [`settings`] | what can be configured, and where each value came from |
 //! | [`doctor`] | whether a deploy would work on this host |
+//! | `image_copies` | images that stand in pools, for root volumes to be cloned from |
+//! | `holding` | the locks of a volume and of the machine that has it |
+//! | `copying` | bytes from one volume to another, without what holds only zeros |
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
+pub mod clones;
+mod copying;
 pub mod doctor;
 mod engine;
 mod error;
+pub mod exchange;
 mod filesystems;
+mod holding;
+mod image_copies;
 pub mod images;
 pub mod machines;
 pub mod pools;
@@ -27,6 +38,7 @@ mod recovery;
 mod reporter;
 mod reserve;
 pub mod settings;
+pub mod snapshots;
 pub mod ssh_key;
 pub mod volumes;
 
@@ -38,4 +50,4 @@ pub use settings::Settings;
 pub use sistemo_host::Changed;
 pub use sistemo_images::ImageFormat;
 pub use sistemo_model as model;
-pub use sistemo_pools::{ConfError, DriverInfo};
+pub use sistemo_pools::{ConfError, Cost, DriverInfo, PoolError, Way};

@@ -5,7 +5,7 @@
 //! nobody any more: whoever finds it finishes the operation or undoes it. The programs an
 //! operation starts inherit its locks, so a writer that outlived its parent is waited for.
 
-use sistemo_catalog::{Intent, IntentId, LockSet};
+use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
@@ -61,6 +61,10 @@ impl Engine {
     fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
         let volume = |id| self.catalogue.read(|session| session.volume(id));
         let machine = |id| self.catalogue.read(|session| session.machine(id));
+        let named = |copy: Option<ImageCopy>| match copy {
+            Some(copy) => format!("image {}", copy.name),
+            None => "an image".to_owned(),
+        };
         match intent {
             Intent::CreateVolume { volume: made } => {
                 let volume = volume(*made)?;
@@ -90,6 +94,34 @@ impl Engine {
                     "finished renaming volume {}",
                     volume(*renamed)?.name
                 ))
+            }
+            Intent::RevertVolume { volume: reverted } => {
+                self.settle_revert(*reverted, id)?;
+                let volume = volume(*reverted)?;
+                Ok(format!(
+                    "volume {} was being reverted; it has {}",
+                    volume.name, volume.size
+                ))
+            }
+            Intent::SnapshotHeld {
+                machine: held,
+                volume: copied,
+            } => {
+                self.let_go(*held, id)?;
+                let (machine, volume) = (machine(*held)?.name, volume(*copied)?.name);
+                Ok(format!(
+                    "let machine {machine} run on, which was paused to copy volume {volume}"
+                ))
+            }
+            Intent::CreateImageCopy { volume: copy } => {
+                let image = named(self.forget_image_copy(*copy, id)?);
+                Ok(format!(
+                    "removed a copy of {image}, which was never finished"
+                ))
+            }
+            Intent::DeleteImageCopy { volume: copy } => {
+                let image = named(self.forget_image_copy(*copy, id)?);
+                Ok(format!("finished deleting a copy of {image}"))
             }
             Intent::DeployMachine {
                 machine: made,

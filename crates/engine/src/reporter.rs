@@ -53,9 +53,30 @@ pub enum Notice {
         /// How long it was given, in seconds.
         seconds: u64,
     },
+    /// A machine's processors are held until its volume has been copied.
+    HeldForCopy {
+        /// The machine.
+        machine: MachineName,
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// A volume went back to a snapshot; its machine has others, which did not.
+    RevertedAlone {
+        /// The volume.
+        volume: VolumeName,
+        /// The machine that holds it.
+        machine: MachineName,
+    },
     /// Guests run much slower than they could.
     SlowAccelerator {
         /// Why.
+        reason: String,
+    },
+    /// A pool was removed; its own filesystem could not be unmounted.
+    StaysMounted {
+        /// The pool.
+        pool: PoolName,
+        /// Why not.
         reason: String,
     },
     /// A pool's volumes are gone with the next boot.
@@ -94,8 +115,18 @@ impl fmt::Display for Notice {
                     "{machine} did not power off within {seconds} s and was forced"
                 )
             }
+            Notice::HeldForCopy { machine, volume } => {
+                write!(f, "{machine} is paused until {volume} has been copied")
+            }
+            Notice::RevertedAlone { volume, machine } => write!(
+                f,
+                "only {volume} goes back: the other volumes of {machine} stay as they are"
+            ),
             Notice::SlowAccelerator { reason } => {
                 write!(f, "the guest runs without hardware acceleration: {reason}")
+            }
+            Notice::StaysMounted { pool, reason } => {
+                write!(f, "the filesystem of pool {pool} stays mounted: {reason}")
             }
             Notice::PoolInMemory { pool, directory } => write!(
                 f,

@@ -17,6 +17,7 @@ use sistemo_pools::{Description, Flaw, Pool, PoolError};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::filesystems;
+use crate::holding::IdleVolume;
 use crate::pools::expect_known;
 use crate::reporter::Notice;
 
@@ -134,45 +135,68 @@ impl Engine {
         let id = VolumeId::random();
         let now = Timestamp::now();
         let held = self.hold_volumes(&[id])?;
-        let (volume, intent) = self.catalogue.write(|session| {
-            expect_known(session, &pool)?;
-            let mut volume = Volume {
-                id,
-                // Where none was given, the first of those made up from the ID.
-                name: new.name.clone().map_or_else(|| made_up_name(id, 8), Ok)?,
-                size: new.size,
-                role: Role::Data,
-                pool: pool.clone(),
-                filesystem: new.filesystem,
-                boot: None,
-                lifecycle: Lifecycle::Creating,
-                created: now,
-                modified: now,
-            };
+        let volume = Volume {
+            id,
+            // Where none was given, the first of those made up from the ID.
+            name: new.name.clone().map_or_else(|| made_up_name(id, 8), Ok)?,
+            size: new.size,
+            role: Role::Data,
+            pool,
+            filesystem: new.filesystem,
+            boot: None,
+            lifecycle: Lifecycle::Creating,
+            created: now,
+            modified: now,
+        };
+        let (volume, intent) = self.record_new(volume, new.name.is_none())?;
+        let lock = held_lock(&held, id)?;
+        let made = self.make_volume(&volume, &Content::Formatted, lock);
+        self.finish_new(&volume, intent, made)?;
+        self.volume(&Reference::from(id.to_string()))
+    }
+
+    /// Records a volume that is about to be made; one whose name was made up gets another where
+    /// that is taken. Its lock is held.
+    pub(crate) fn record_new(
+        &self,
+        mut volume: Volume,
+        name_is_made_up: bool,
+    ) -> Result<(Volume, IntentId)> {
+        let id = volume.id;
+        self.catalogue.write(|session| {
+            expect_known(session, &volume.pool)?;
             loop {
                 let digits = volume.name.as_str().len();
                 match session.insert_volume(&volume) {
-                    Err(CatalogError::NameTaken { .. }) if new.name.is_none() => {
+                    Err(CatalogError::NameTaken { .. }) if name_is_made_up => {
                         volume.name = made_up_name(id, digits + 1)?;
                     }
                     inserted => break inserted?,
                 }
             }
             let intent = session.begin(&Intent::CreateVolume { volume: id })?;
-            Ok::<_, Error>((volume, intent))
-        })?;
-        let made = self.make_volume(&volume, &Content::Formatted, held_lock(&held, id)?);
-        let recorded = made.and_then(|()| {
+            Ok((volume, intent))
+        })
+    }
+
+    /// Records that a volume was made; where it was not, what there is of it goes.
+    pub(crate) fn finish_new<T>(
+        &self,
+        volume: &Volume,
+        intent: IntentId,
+        made: Result<T>,
+    ) -> Result<T> {
+        let recorded = made.and_then(|made| {
             self.catalogue.write(|session| {
-                session.set_volume_lifecycle(id, Lifecycle::Ready)?;
-                Ok(session.finish(intent)?)
-            })
+                session.set_volume_lifecycle(volume.id, Lifecycle::Ready)?;
+                Ok::<_, Error>(session.finish(intent)?)
+            })?;
+            Ok(made)
         });
-        if let Err(error) = recorded {
-            self.undo_after(&error, self.forget_volume(&volume, intent));
-            return Err(error);
+        if let Err(error) = &recorded {
+            self.undo_after(error, self.forget_volume(volume, intent));
         }
-        self.volume(&Reference::from(id.to_string()))
+        recorded
     }
 
     /// Makes a volume's file and its content. A failure leaves nothing in the pool.
@@ -535,59 +559,6 @@ impl Engine {
                 source,
             }
         })
-    }
-
-    pub(crate) fn hold_volumes(&self, volumes: &[VolumeId]) -> Result<LockSet> {
-        self.hold(None, volumes)
-    }
-
-    /// Finds a volume, takes its locks and its machine's, and makes sure that no machine uses it.
-    fn hold_idle_volume(&self, reference: &Reference, action: &str) -> Result<IdleVolume> {
-        loop {
-            let (volume, holder) = self.catalogue.read(|session| {
-                let volume = session.find_volume(reference)?;
-                let holder = session.holder_of(volume.id)?;
-                Ok::<_, Error>((volume, holder.map(|holder| holder.attachment.machine)))
-            })?;
-            if let Some(holder) = holder {
-                // A start of it that was cut short is ended by whoever does not have its lock.
-                self.settle(holder)?;
-            }
-            let locks = self.hold(holder, &[volume.id])?;
-            let (volume, holder_now) = self.catalogue.read(|session| {
-                let volume = session.find_volume(&Reference::from(volume.id.to_string()))?;
-                let holder = session.holder_of(volume.id)?;
-                Ok::<_, Error>((volume, holder))
-            })?;
-            if holder_now.as_ref().map(|holder| holder.attachment.machine) != holder {
-                // It changed hands before we had the locks: take the new holder's.
-                continue;
-            }
-            let mut machine_name = None;
-            if let Some(holder) = holder_now {
-                let machine = holder.attachment.machine;
-                self.require_stopped(machine, || format!("{action} volume {}", volume.name))?;
-                machine_name = Some(holder.machine_name);
-            }
-            return Ok(IdleVolume {
-                volume,
-                machine: machine_name,
-                locks,
-            });
-        }
-    }
-}
-
-/// A volume that no machine uses and nobody else works on.
-struct IdleVolume {
-    volume: Volume,
-    machine: Option<MachineName>,
-    locks: LockSet,
-}
-
-impl IdleVolume {
-    fn lock(&self) -> Result<&Lock> {
-        held_lock(&self.locks, self.volume.id)
     }
 }
 

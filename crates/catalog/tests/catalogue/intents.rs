@@ -15,6 +15,10 @@ fn one_of_each() -> Vec<Intent> {
             to: Bytes::from_mib(2),
         },
         Intent::RenameVolume { volume },
+        Intent::RevertVolume { volume },
+        Intent::SnapshotHeld { machine, volume },
+        Intent::CreateImageCopy { volume },
+        Intent::DeleteImageCopy { volume },
         Intent::DeployMachine { machine, root },
         Intent::DeployMachine {
             machine,

@@ -13,6 +13,7 @@
 mod attachments;
 mod fixture;
 mod history;
+mod image_copies;
 mod intents;
 mod locks;
 mod machines;

@@ -386,3 +386,28 @@ fn a_pool_that_was_used_before_is_remembered() {
     home.write(|tx| tx.forget_pool(&name));
     assert!(home.read(|s| s.known_pools()).is_empty());
 }
+
+#[test]
+fn an_older_catalogue_is_brought_up_to_date_and_keeps_what_it_holds() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = rusqlite::Connection::open(directory.path().join("sistemo.db")).unwrap();
+    old.execute_batch(include_str!("../../src/schema/0001_foundation.sql"))
+        .unwrap();
+    let id = sistemo_model::CatalogueId::random();
+    let insert = "INSERT INTO meta (key, value) VALUES ('id', ?1), ('created', '')";
+    old.execute(insert, [id.to_string()]).unwrap();
+    old.execute(
+        "INSERT INTO pools (name, directory, first_seen)
+         VALUES ('fast', x'2f', '2026-01-01T00:00:00Z')",
+        (),
+    )
+    .unwrap();
+    old.pragma_update(None, "application_id", 0x5369_7374)
+        .unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    drop(old);
+    let catalogue = Catalogue::open(directory.path()).unwrap();
+    assert_eq!(catalogue.id(), id);
+    assert_eq!(catalogue.read(|s| s.known_pools()).unwrap().len(), 1);
+    assert!(catalogue.read(|s| s.image_copies()).unwrap().is_empty());
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use sistemo::images::{ImageView, NewDebian, NewImport};
-use sistemo::model::{Bytes, ImageName};
+use sistemo::model::{Bytes, ImageName, PoolName};
 use sistemo::{Error, ImageFormat, Kind};
 
 use crate::arguments::value;
@@ -106,6 +106,9 @@ pub(crate) struct Import {
     /// How the file is stored; without it, its name decides
     #[arg(long, value_parser = formats())]
     format: Option<ImageFormat>,
+    /// Put it into this pool right away, for root volumes to be cloned from
+    #[arg(short = 'P', long, value_parser = value::<PoolName>, allow_hyphen_values = true)]
+    pool: Option<PoolName>,
 }
 
 fn formats() -> impl TypedValueParser<Value = ImageFormat> {
@@ -137,8 +140,9 @@ impl Command {
                 };
                 output.one(&image)
             }
-            Command::Import(Import { file, name, kernel, initrd, format }) => {
-                output.one(&engine.import_image(NewImport { file, name, kernel, initrd, format })?)
+            Command::Import(Import { file, name, kernel, initrd, format, pool }) => {
+                let new = NewImport { file, name, kernel, initrd, format, pool };
+                output.one(&engine.import_image(new)?)
             }
             Command::List => output.list(
                 &engine.images()?,
@@ -228,6 +232,7 @@ impl Described for ImageView {
         details.several("Includes", self.include.iter().cloned());
         details.if_any("File", self.file.as_ref());
         details.line("Path", self.path.display());
+        details.several("In pools", self.pools.iter().map(ToString::to_string));
         details.line("Created", format!("{:.0}", self.created));
         details
     }

@@ -11,6 +11,7 @@ use sistemo::machines::{MachineView, StopRequest, Storage, Wait};
 use sistemo::model::{Access, Bytes, MachineName, Reference};
 use sistemo::{Changed, Engine, Error, Kind};
 
+use super::volume::with_snapshots;
 use crate::arguments::{reference, value};
 use crate::confirmation::Beforehand;
 use crate::failure::Failure;
@@ -436,11 +437,8 @@ impl Delete {
             }
             confirmed.push(Reference::from(deletion.machine.id.to_string()));
             if let Some(root) = deletion.removes {
-                let size = Bytes::new(root.size_bytes);
-                lost.push(format!(
-                    "machine {name} and its root volume {} ({size})",
-                    root.name
-                ));
+                let root = with_snapshots(engine, &root);
+                lost.push(format!("machine {name} and its root volume {root}"));
             }
         }
         self.beforehand.confirm(&lost)?;

@@ -1,11 +1,11 @@
 //! `sistemo pool …`
 
 use clap::{Args, Subcommand};
-use sistemo::DriverInfo;
 use sistemo::model::{Bytes, PoolName};
 use sistemo::pools::{NewPool, PoolView};
+use sistemo::{Cost, DriverInfo};
 
-use crate::arguments::value;
+use crate::arguments::{size, value};
 use crate::failure::Failure;
 use crate::output::details::Details;
 use crate::output::table::{Cell, Column, Table};
@@ -54,6 +54,21 @@ Example:
         /// The pool's name
         #[arg(value_name = "POOL", value_parser = value::<PoolName>)]
         pool: PoolName,
+    },
+    /// Make a pool's own filesystem larger
+    ///
+    /// Only pools that have a filesystem of their own in one file can be resized; volumes live on
+    /// meanwhile. It never shrinks.
+    #[command(after_help = "\
+Example:
+  sistemo pool resize fast 200G")]
+    Resize {
+        /// The pool's name
+        #[arg(value_name = "POOL", value_parser = value::<PoolName>)]
+        pool: PoolName,
+        /// How large it is to become
+        #[arg(value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
+        size: Bytes,
     },
     /// List the drivers that pools can have, with their options
     Drivers,
@@ -138,6 +153,9 @@ impl Command {
                 }
                 output.deleted(&[removed])
             }
+            Command::Resize { pool, size } => {
+                output.one(&session.engine()?.resize_pool(&pool, size)?)
+            }
             Command::Drivers => output.list(&session.engine()?.drivers(), "no drivers"),
         }
     }
@@ -198,6 +216,14 @@ impl Shown for PoolView {
     }
 }
 
+/// What a power costs a user.
+fn shown_cost(cost: Cost) -> &'static str {
+    match cost {
+        Cost::Instant => "instant",
+        Cost::Copy => "copy",
+    }
+}
+
 impl Described for PoolView {
     fn details(&self) -> Details {
         let mut details = Details::default();
@@ -217,6 +243,15 @@ impl Described for PoolView {
         details.maybe("Free", space(self.free_bytes));
         details.line("Volumes", self.volumes);
         details.line("Provisioned", Bytes::new(self.provisioned_bytes));
+        if self.images > 0 {
+            details.line("Images", self.images);
+        }
+        if self.available {
+            // Nothing is known of a pool that was not used yet.
+            details.maybe("Clones", self.clones.map(shown_cost));
+            details.maybe("Snapshots", self.snapshots.map(shown_cost));
+            details.line("Can be resized", if self.resizable { "yes" } else { "no" });
+        }
         let options = self.options.iter();
         details.several(
             "Options",
@@ -293,6 +328,10 @@ mod tests {
             free_bytes: None,
             provisioned_bytes: 0,
             volumes: 0,
+            images: 0,
+            clones: None,
+            snapshots: None,
+            resizable: false,
             options: std::collections::BTreeMap::new(),
             file: None,
             line: Some(1),

@@ -1,11 +1,16 @@
 //! `sistemo volume …`
 
+mod clone;
+mod exchange;
+mod snapshot;
+
 use std::collections::HashSet;
 
 use anstyle::Style;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use sistemo::model::{Bytes, Filesystem, PoolName, Reference, VolumeName};
+use sistemo::snapshots::VolumeDetails;
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus, VolumeView};
 use sistemo::{Engine, Kind};
 
@@ -78,6 +83,46 @@ Examples:
   sistemo volume delete scratch1 scratch2 -y"
     )]
     Delete(Delete),
+    /// Make a volume that holds what another does
+    ///
+    /// Each then goes its own way. Where the pool can share what they have in common, a clone takes
+    /// milliseconds and no room; elsewhere the data is copied, without its holes. The machine
+    /// that holds the volume must be stopped, unless a snapshot is cloned.
+    #[command(after_help = "\
+Examples:
+  sistemo volume clone pgdata pgdata-test
+  sistemo volume clone pgdata pgdata-test --snapshot before-upgrade
+  sistemo volume clone pgdata archive -P slow")]
+    Clone(clone::Clone),
+    /// Keep volumes as they were
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(snapshot::Command),
+    /// Take a volume back to a snapshot
+    ///
+    /// The machine that holds the volume must be stopped. What the volume holds now is lost; its
+    /// snapshots stay. Its size goes back too.
+    #[command(after_help = "\
+Examples:
+  sistemo volume revert pgdata
+  sistemo volume revert pgdata before-upgrade")]
+    Revert(snapshot::Revert),
+    /// Write a volume to a raw file
+    ///
+    /// The file has the volume's size and takes room only for its data; it appears when it is
+    /// whole. The machine that holds the volume must be stopped, unless a snapshot is exported.
+    #[command(after_help = "\
+Examples:
+  sistemo volume export pgdata pgdata.raw
+  sistemo volume export pgdata - --snapshot before-upgrade | zstd > pgdata.zst")]
+    Export(exchange::Export),
+    /// Make a volume of a raw file
+    ///
+    /// Its size is the file's. What the file holds is not looked at: raw is what it is.
+    #[command(after_help = "\
+Examples:
+  sistemo volume import pgdata.raw --name pgdata --fs ext4
+  zstdcat pgdata.zst | sistemo volume import - --name pgdata -P fast")]
+    Import(exchange::Import),
 }
 
 /// What `volume create` takes.
@@ -150,10 +195,15 @@ impl Command {
                 &engine.volumes()?,
                 "no volumes yet; make one with `sistemo volume create 5G --name NAME`",
             ),
-            Command::Show { volume } => output.details(&engine.volume(&volume)?),
+            Command::Show { volume } => output.details(&engine.volume_details(&volume)?),
             Command::Resize(resize) => resize.run(&engine, session),
             Command::Rename { volume, name } => output.one(&engine.rename_volume(&volume, name)?),
             Command::Delete(delete) => delete.run(&engine, session),
+            Command::Clone(clone) => clone.run(&engine, session),
+            Command::Snapshot(command) => command.run(&engine, session),
+            Command::Revert(revert) => revert.run(&engine, session),
+            Command::Export(export) => export.run(&engine, session),
+            Command::Import(import) => import.run(&engine, session),
         }
     }
 }
@@ -191,11 +241,7 @@ impl Delete {
                 });
             }
             confirmed.push(Reference::from(volume.id.to_string()));
-            lost.push(format!(
-                "volume {} ({})",
-                volume.name,
-                Bytes::new(volume.size_bytes)
-            ));
+            lost.push(format!("volume {}", with_snapshots(engine, &volume)));
         }
         self.beforehand.confirm(&lost)?;
         let mut deleted = Vec::new();
@@ -210,6 +256,18 @@ impl Delete {
         // What is gone is told also where a later one could not be deleted.
         session.output.deleted(&deleted)?;
         outcome
+    }
+}
+
+/// A volume that would be lost, with its size and how many snapshots go with it.
+pub(super) fn with_snapshots(engine: &Engine, volume: &VolumeView) -> String {
+    let shown = format!("{} ({})", volume.name, Bytes::new(volume.size_bytes));
+    // A pool that keeps none, or cannot be asked, takes none along.
+    let reference = Reference::from(volume.id.to_string());
+    match engine.snapshots(&reference).map_or(0, |there| there.len()) {
+        0 => shown,
+        1 => format!("{shown} with its snapshot"),
+        several => format!("{shown} with its {several} snapshots"),
     }
 }
 
@@ -253,25 +311,31 @@ impl Shown for VolumeView {
     }
 }
 
-impl Described for VolumeView {
+impl Described for VolumeDetails {
     fn details(&self) -> Details {
         let mut details = Details::default();
-        details.line("Name", &self.name);
-        details.line("ID", self.id);
-        details.line("Size", Bytes::new(self.size_bytes));
-        details.maybe("Used on disk", self.used_bytes.map(Bytes::new));
-        details.styled("Status", self.status.as_str(), style(self.status));
-        details.if_any("Reason", self.reason.as_ref());
-        details.line("Role", self.role);
-        details.line("Filesystem", self.fs);
-        details.line("Pool", &self.pool);
-        details.maybe("Driver", self.driver.as_ref());
-        details.maybe("Format", self.format.as_ref());
-        details.maybe("Path", self.path.as_ref().map(|path| path.display()));
-        details.maybe("Attached to", self.attached_to.as_ref());
-        details.if_any("Device", self.device.as_ref());
-        details.line("Created", format!("{:.0}", self.created));
-        details.line("Modified", format!("{:.0}", self.modified));
+        let volume = &self.volume;
+        details.line("Name", &volume.name);
+        details.line("ID", volume.id);
+        details.line("Size", Bytes::new(volume.size_bytes));
+        details.maybe("Used on disk", volume.used_bytes.map(Bytes::new));
+        details.styled("Status", volume.status.as_str(), style(volume.status));
+        details.if_any("Reason", volume.reason.as_ref());
+        details.line("Role", volume.role);
+        details.line("Filesystem", volume.fs);
+        details.line("Pool", &volume.pool);
+        details.maybe("Driver", volume.driver.as_ref());
+        details.maybe("Format", volume.format.as_ref());
+        details.maybe("Path", volume.path.as_ref().map(|path| path.display()));
+        details.maybe("Attached to", volume.attached_to.as_ref());
+        details.if_any("Device", volume.device.as_ref());
+        let snapshots = self.snapshots.iter().flatten();
+        details.several(
+            "Snapshots",
+            snapshots.map(|snapshot| format!("{} ({:.0})", snapshot.name, snapshot.created)),
+        );
+        details.line("Created", format!("{:.0}", volume.created));
+        details.line("Modified", format!("{:.0}", volume.modified));
         details
     }
 }

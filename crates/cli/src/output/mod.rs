@@ -102,6 +102,15 @@ impl Output {
         }
     }
 
+    /// Writes what was made outside of us: an object for programs; people are told on standard
+    /// error.
+    pub(crate) fn made<T: Serialize>(self, object: &T) -> Result<(), Failure> {
+        match self.format {
+            Format::Table => Ok(()),
+            Format::Json => print_json(object),
+        }
+    }
+
     /// Writes a line of text, or in JSON the object it is from.
     pub(crate) fn text<T: Serialize>(self, text: &str, object: &T) -> Result<(), Failure> {
         match self.format {

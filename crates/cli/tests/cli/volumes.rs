@@ -223,7 +223,7 @@ fn a_delete_asks_on_a_terminal_and_takes_no_for_an_answer() {
             "{shown}"
         );
         assert!(
-            shown.contains("not confirmed; nothing was deleted"),
+            shown.contains("not confirmed; nothing was changed"),
             "{shown}"
         );
         assert_eq!(status, 1);

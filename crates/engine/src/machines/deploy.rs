@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sistemo_catalog::{Intent, IntentId, LockSet, Session};
+use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet, Session};
 use sistemo_images::{Error as ImageError, OpenImage};
 use sistemo_model::{
     Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle,
@@ -87,6 +87,8 @@ enum Root {
         size: Bytes,
         boot: Option<Boot>,
         image: Option<ImageName>,
+        /// The image where it stands in the volume's pool, to be cloned.
+        copy: Option<ImageCopy>,
     },
     Given(Volume),
 }
@@ -105,6 +107,18 @@ impl Plan<'_> {
         std::iter::once(root)
             .chain(self.data.iter().map(|volume| volume.id))
             .collect()
+    }
+
+    /// What its making works on: its volumes, and what its root is cloned from.
+    fn locked(&self) -> Vec<VolumeId> {
+        let mut locked = self.volumes();
+        if let Root::Made {
+            copy: Some(copy), ..
+        } = &self.root
+        {
+            locked.push(copy.id);
+        }
+        locked
     }
 }
 
@@ -159,7 +173,7 @@ impl Engine {
             root,
             data,
         };
-        let held = self.hold(Some(id), &plan.volumes())?;
+        let held = self.hold(Some(id), &plan.locked())?;
         // Under their locks: what was read before may have grown since.
         let mut existing = plan.data.iter().chain(match &plan.root {
             Root::Given(volume) => Some(volume),
@@ -280,12 +294,14 @@ impl Engine {
             DeploySource::Image(name) => {
                 let OpenImage { image, content } = self.open_or_build_image(name)?;
                 let size = self.root_size(new, image.name.as_str(), image.size)?;
+                let copy = self.ensure_image_copy(&image, &content, self.pool_of(new))?;
                 Ok(Root::Made {
                     id: VolumeId::random(),
                     content,
                     size,
                     boot: image.boot,
                     image: Some(image.name),
+                    copy,
                 })
             }
             DeploySource::File(path) => {
@@ -306,6 +322,7 @@ impl Engine {
                     size,
                     boot: None,
                     image: None,
+                    copy: None,
                 })
             }
         }
@@ -413,13 +430,12 @@ impl Engine {
         held: &LockSet,
         intent: IntentId,
     ) -> Result<()> {
-        if let (Some(volume), Root::Made { content, .. }) = (made, &plan.root) {
-            let lock = held_lock(held, volume.id)?;
+        if let (Some(volume), Root::Made { content, copy, .. }) = (made, &plan.root) {
             self.reporter
                 .stage(&format!("making root volume {}", volume.name));
-            let copied = self.make_volume(volume, &Content::CopyOf(content), lock);
+            let made = self.make_root(volume, content, copy.as_ref(), held);
             self.reporter.stage_over();
-            copied?;
+            made?;
         }
         let _ = self.make_runtime(plan.id)?;
         self.catalogue.write(|session| {
@@ -429,6 +445,23 @@ impl Engine {
             session.set_machine_lifecycle(plan.id, Lifecycle::Ready)?;
             Ok(session.finish(intent)?)
         })
+    }
+
+    /// Makes a root volume: a clone of the image where that stands in the pool, else its copy.
+    fn make_root(
+        &self,
+        volume: &Volume,
+        content: &File,
+        copy: Option<&ImageCopy>,
+        held: &LockSet,
+    ) -> Result<()> {
+        if let Some(copy) = copy
+            && self.image_copy_is_whole(copy)?
+        {
+            return self.clone_image_copy(copy, volume);
+        }
+        let lock = held_lock(held, volume.id)?;
+        self.make_volume(volume, &Content::CopyOf(content), lock)
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `start` | starting, and starting a machine's monitor |
 //! | `stop` | stopping and restarting |
 //! | `pause` | pausing and resuming |
+//! | `live` | the disk of a machine that runs, while its volume is kept as a snapshot |
 //! | `ports` | the host's ports that lead to a machine |
 //! | `remote` | SSH: shells, commands, and waiting until a machine answers |
 //! | `console` | the serial console and its log |
@@ -19,6 +20,7 @@ mod change;
 mod console;
 mod delete;
 mod deploy;
+mod live;
 mod monitor;
 mod pause;
 mod ports;
@@ -272,7 +274,7 @@ impl Engine {
     }
 
     /// Says by name, where the lock is known by ID, what somebody else works on.
-    pub(super) fn named(&self, error: CatalogError) -> Error {
+    pub(crate) fn named(&self, error: CatalogError) -> Error {
         let CatalogError::Locked { object, holder } = error else {
             return error.into();
         };

@@ -2,20 +2,24 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sistemo_catalog::KnownPool;
-use sistemo_model::{CatalogueId, PoolName, Volume};
-use sistemo_pools::{ConfError, FirstUse, Found, PoolConfig, StorageConf, marker};
+use sistemo_model::{Bytes, CatalogueId, PoolName, Role, Volume};
+use sistemo_pools::{ConfError, FirstUse, Found, Pool, PoolConfig, StorageConf, marker};
 
 use super::place::check_place;
 use super::view::{PoolView, Survey};
 use super::{cannot_use, misconfigured, not_found};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
+use crate::reporter::Notice;
 
 /// What a pool that holds volumes refuses.
 const REMOVE: &str = "be removed";
 const CHANGE_DRIVER: &str = "change its driver";
+/// The option that has the size of a pool's own filesystem.
+const SIZE: &str = "size";
 
 /// A pool to be added.
 #[derive(Clone, Debug)]
@@ -93,6 +97,12 @@ impl Engine {
         if moves {
             self.require_idle(&survey, name)?;
         }
+        // Where volumes go with the directory, so do images; else they stay behind.
+        let changes_driver = old.is_none_or(|old| old.driver != config.driver);
+        if changes_driver || (moves && !holds_volumes) {
+            let pool = old.and_then(|old| self.known_as(&survey, old));
+            self.empty_of_image_copies(name, pool.as_deref())?;
+        }
         let stays_known = !moves && survey.known_pool(name).is_some();
         let first_use = if holds_volumes || stays_known {
             FirstUse::Known
@@ -135,9 +145,13 @@ impl Engine {
         let view = self.view(&survey, pool);
         refuse_volumes(name, REMOVE, survey.volumes_in(name))?;
         let config = pool.config.as_ref().ok();
+        let mut opened = None;
         if let Some(config) = config {
             self.refuse_unrecorded_volumes(&survey, config, REMOVE)?;
+            opened = self.known_as(&survey, config);
         }
+        survey.conf.check_writable()?;
+        self.empty_of_image_copies(name, opened.as_deref())?;
         let edited = survey.conf.without_pool(name, &self.pools.registry)?;
         survey.conf.replace_by(&edited)?;
         let forgotten = self.catalogue.write(|session| {
@@ -151,11 +165,56 @@ impl Engine {
             return Err(error);
         }
         self.pools.opened().remove(name);
+        if let Some(filesystem) = opened.as_deref().and_then(|pool| pool.own_filesystem())
+            && let Err(error) = filesystem.unmount()
+        {
+            // It costs nothing but a mount point; the pool is gone all the same.
+            let reason = crate::error::causes(&error).join(": ");
+            let pool = name.clone();
+            self.reporter.notice(&Notice::StaysMounted { pool, reason });
+        }
         if let Some(config) = config {
             self.abandon(config);
         }
         drop(held);
         Ok(view)
+    }
+
+    /// Makes the filesystem of a pool that has its own larger, and writes that down. A crash in
+    /// the middle leaves it larger than `storage.conf` says, which resizing it again mends.
+    ///
+    /// # Errors
+    /// Where there is no such pool, it has no filesystem of its own, that would become smaller,
+    /// or the file cannot be written; then nothing has changed.
+    pub fn resize_pool(&self, name: &PoolName, to: Bytes) -> Result<PoolView> {
+        let held = self.hold_pools()?;
+        let conf = self.storage_conf()?;
+        let pool = self.pool(name)?;
+        let filesystem = pool.own_filesystem().ok_or_else(|| Error::PoolLacks {
+            pool: name.clone(),
+            what: "be resized: it has no filesystem of its own",
+        })?;
+        conf.check_writable()?;
+        let size = vec![(SIZE.to_owned(), written_size(to))];
+        let edited = understood(name, conf.with_options(name, &size, &self.pools.registry))?;
+        let _ = filesystem.resize(to).map_err(|source| Error::Pool {
+            pool: name.clone(),
+            action: "be resized".to_owned(),
+            source,
+        })?;
+        conf.replace_by(&edited)?;
+        // What was opened with the old size is opened anew.
+        self.pools.opened().remove(name);
+        drop(held);
+        self.pool_view(name)
+    }
+
+    /// A pool as it is configured, where it was used before and can be now.
+    fn known_as(&self, survey: &Survey, config: &PoolConfig) -> Option<Arc<dyn Pool>> {
+        survey.known_pool(&config.name)?;
+        let pool = self.open_pool(config, FirstUse::Known).ok()?;
+        pool.probe().ok()?;
+        Some(pool)
     }
 
     /// Tries a pool as it is to be, and writes that down. A failure leaves all as it was.
@@ -247,8 +306,17 @@ impl Engine {
         let found = pool
             .list()
             .map_err(|source| cannot_use(&config.name, source))?;
-        let strays = |found: &&Found| matches!(found, Found::Stray { .. });
-        let left = found.len() - found.iter().filter(strays).count();
+        let copies: Vec<_> = survey.copies.iter().map(|copy| copy.id).collect();
+        // Images can be put there again; drafts of them are on their way out.
+        let of_no_account = |found: &&Found| match found {
+            Found::Stray { .. } => true,
+            Found::Volume { description, .. } => description.role == Role::Image,
+            Found::Draft { id }
+            | Found::Undescribed { id, .. }
+            | Found::Orphan { id, .. }
+            | Found::Damaged { id, .. } => copies.contains(id),
+        };
+        let left = found.len() - found.iter().filter(of_no_account).count();
         if left == 0 {
             return Ok(());
         }
@@ -309,6 +377,16 @@ fn refuse_volumes<'a>(
     Err(Error::PoolNotEmpty { pool, action, what })
 }
 
+/// A size as `storage.conf` has it, in the largest unit that says it exactly.
+fn written_size(size: Bytes) -> String {
+    let units = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1, "B")];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| size.get().is_multiple_of(*unit));
+    let (unit, letter) = whole.unwrap_or((1, "B"));
+    format!("{}{letter}", size.get() / unit)
+}
+
 /// An edit of `storage.conf`; what it says of the pool is the pool's own mistake.
 fn understood(name: &PoolName, edited: Result<StorageConf, ConfError>) -> Result<StorageConf> {
     edited.map_err(|error| match error {
@@ -326,10 +404,8 @@ fn unwritten(name: &PoolName, edited: &StorageConf) -> Result<PoolConfig> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use sistemo_model::{Bytes, Filesystem};
-    use sistemo_pools::{Driver, DriverInfo, FilePool, Pool, PoolError, Registry};
+    use sistemo_model::Filesystem;
+    use sistemo_pools::{Driver, DriverInfo, FilePool, PoolError, Registry};
 
     use super::*;
     use crate::engine::{Caller, MonitorCommand};

@@ -7,7 +7,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `view` | listing and showing |
-//! | `change` | adding, setting, removing |
+//! | `change` | adding, setting, resizing, removing |
 //! | `place` | which directories a pool may have |
 
 mod change;

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use sistemo_catalog::KnownPool;
+use sistemo_catalog::{ImageCopy, KnownPool};
 use sistemo_host::system;
 use sistemo_model::{PoolName, Volume};
-use sistemo_pools::{ConfiguredPool, DriverInfo, PoolConfig, StorageConf, marker};
+use sistemo_pools::{
+    Clones, ConfiguredPool, Cost, DriverInfo, PoolConfig, Snapshots, StorageConf, marker,
+};
 
 use super::{cannot_use, not_found, usable};
 use crate::engine::Engine;
@@ -39,6 +41,14 @@ pub struct PoolView {
     pub provisioned_bytes: u64,
     /// How many volumes it holds.
     pub volumes: usize,
+    /// How many images stand in it, for root volumes to be cloned from.
+    pub images: usize,
+    /// What a clone costs in it; `None` where it makes none, or cannot be used now.
+    pub clones: Option<Cost>,
+    /// What a snapshot costs in it; `None` where it keeps none, or cannot be used now.
+    pub snapshots: Option<Cost>,
+    /// Whether it has a filesystem of its own, which can be grown.
+    pub resizable: bool,
     /// Its driver's options.
     pub options: BTreeMap<String, String>,
     /// The file that describes it; `None` where none does.
@@ -52,6 +62,16 @@ pub(super) struct Survey {
     pub(super) conf: StorageConf,
     pub(super) known: Vec<KnownPool>,
     pub(super) volumes: Vec<Volume>,
+    pub(super) copies: Vec<ImageCopy>,
+}
+
+/// What a look at a pool that can be used has shown.
+#[derive(Default)]
+struct Look {
+    space: Option<system::Space>,
+    clones: Option<Cost>,
+    snapshots: Option<Cost>,
+    resizable: bool,
 }
 
 impl Engine {
@@ -101,6 +121,7 @@ impl Engine {
                 conf,
                 known: session.known_pools()?,
                 volumes: session.all_volumes()?,
+                copies: session.image_copies()?,
             })
         })
     }
@@ -111,10 +132,11 @@ impl Engine {
             Some(config) => self.look(survey, config).map_err(|e| shown_with_causes(&e)),
             None => Err(shown_fault(pool)),
         };
-        let (space, reason) = match state {
-            Ok(space) => (space, None),
-            Err(reason) => (None, Some(reason)),
+        let (look, reason) = match state {
+            Ok(look) => (look, None),
+            Err(reason) => (Look::default(), Some(reason)),
         };
+        let space = look.space;
         let volumes = || {
             survey
                 .volumes
@@ -133,6 +155,14 @@ impl Engine {
             free_bytes: space.map(|space| space.free),
             provisioned_bytes: volumes().map(|volume| volume.size.get()).sum(),
             volumes: volumes().count(),
+            images: survey
+                .copies
+                .iter()
+                .filter(|copy| copy.pool.as_str() == pool.title)
+                .count(),
+            clones: look.clones,
+            snapshots: look.snapshots,
+            resizable: look.resizable,
             options: config
                 .map(|config| config.options.clone())
                 .unwrap_or_default(),
@@ -165,24 +195,32 @@ impl Engine {
         }
     }
 
-    /// Looks whether a pool can be used, without making anything, and at its space.
-    fn look(&self, survey: &Survey, config: &PoolConfig) -> Result<Option<system::Space>> {
+    /// Looks whether a pool can be used, without making anything, and at its space and powers.
+    fn look(&self, survey: &Survey, config: &PoolConfig) -> Result<Look> {
         let name = &config.name;
         let failed = |source| cannot_use(name, source);
         let config = usable(&survey.conf, &survey.known, name, self.data_dir())?;
         let Some(directory) = config.directory.as_deref() else {
-            return Ok(None);
+            return Ok(Look::default());
         };
         if survey.known_pool(name).is_some() {
             let pool = self.pool(name)?;
             pool.probe().map_err(failed)?;
             let usage = pool.usage().map_err(failed)?;
             let (size, free) = (usage.size, usage.free);
-            return Ok(Some(system::Space { size, free }));
+            return Ok(Look {
+                space: Some(system::Space { size, free }),
+                clones: pool.clones().map(Clones::clone_cost),
+                snapshots: pool.snapshots().map(Snapshots::snapshot_cost),
+                resizable: pool.own_filesystem().is_some(),
+            });
         }
         marker::check_first_use(directory, name, self.catalogue.id()).map_err(failed)?;
         let parent = directory.parent().filter(|_| !directory.exists());
-        Ok(system::space(parent.unwrap_or(directory)).ok())
+        Ok(Look {
+            space: system::space(parent.unwrap_or(directory)).ok(),
+            ..Look::default()
+        })
     }
 }
 

@@ -119,6 +119,7 @@ impl House {
                 kernel,
                 initrd,
                 format: None,
+                pool: None,
             })
             .unwrap();
     }
@@ -134,6 +135,7 @@ impl House {
             kernel: None,
             initrd: None,
             format: None,
+            pool: None,
         };
         engine.import_image(import).unwrap();
     }

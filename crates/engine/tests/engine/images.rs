@@ -30,6 +30,7 @@ fn a_taken_image_name_is_refused() {
         kernel: None,
         initrd: None,
         format: None,
+        pool: None,
     };
     let error = engine.import_image(import).unwrap_err();
     assert!(matches!(error, Error::NameTaken { .. }), "{error}");

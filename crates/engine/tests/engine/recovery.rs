@@ -178,6 +178,7 @@ fn import_pattern(house: &House) {
         kernel: None,
         initrd: None,
         format: None,
+        pool: None,
     };
     house.engine().import_image(new).unwrap();
 }

@@ -1,0 +1,385 @@
+//! Snapshots: keeping a volume as it is, and taking it back there.
+
+use serde::Serialize;
+use sistemo_catalog::{Intent, IntentId};
+use sistemo_host::Changed;
+use sistemo_model::{Access, MachineName, Reference, SnapshotName, Timestamp, Volume, VolumeId};
+use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Snapshot, Snapshots, Way};
+
+use crate::copying::{data_bytes, require_room};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::reporter::Notice;
+use crate::volumes::{VolumeView, description, pool_error};
+
+/// What users see of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SnapshotView {
+    /// Its name, unique among those of its volume.
+    pub name: SnapshotName,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// The volume's virtual size then, in bytes.
+    pub size_bytes: u64,
+    /// The same in MiB, rounded down.
+    pub size_mb: u64,
+    /// What would be free without it, in bytes; `None` where that cannot be told cheaply.
+    pub alone_bytes: Option<u64>,
+}
+
+impl From<Snapshot> for SnapshotView {
+    fn from(snapshot: Snapshot) -> SnapshotView {
+        SnapshotView {
+            name: snapshot.name,
+            created: snapshot.created,
+            size_bytes: snapshot.size.get(),
+            size_mb: snapshot.size.mib(),
+            alone_bytes: snapshot.alone.map(sistemo_model::Bytes::get),
+        }
+    }
+}
+
+/// All there is to see of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumeDetails {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: VolumeView,
+    /// Its snapshots, oldest first; `None` where its pool keeps none, or cannot be asked.
+    pub snapshots: Option<Vec<SnapshotView>>,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The snapshot.
+    pub snapshot: SnapshotView,
+    /// The volume.
+    pub volume: VolumeView,
+    /// How the data was kept.
+    pub way: Way,
+    /// The machine that ran on meanwhile, or was held for it.
+    pub machine: Option<MachineName>,
+}
+
+/// A volume that was taken back.
+#[derive(Clone, Debug)]
+pub struct Reverted {
+    /// The volume as it is now.
+    pub volume: VolumeView,
+    /// The snapshot it was taken back to.
+    pub snapshot: SnapshotName,
+    /// How the data came back.
+    pub way: Way,
+}
+
+impl Engine {
+    /// Keeps a volume as it is now, also while its machine runs: it is then what a disk holds
+    /// after a power cut. Where a snapshot costs a copy, a running machine is held meanwhile.
+    ///
+    /// A crash in the middle leaves the snapshot or none; the next operation lets the machine go.
+    ///
+    /// # Errors
+    /// Where the name is taken, the pool keeps no snapshots or has no room, or the machine is on
+    /// its way to a start or stop.
+    pub fn take_snapshot(
+        &self,
+        reference: &Reference,
+        name: Option<SnapshotName>,
+    ) -> Result<Taken> {
+        let held = self.hold_with_holder(reference)?;
+        let volume = &held.volume;
+        let pool = self.pool(&volume.pool)?;
+        let power = power_of(pool.as_ref())?;
+        let there = self.snapshots_in(volume, power)?;
+        let name = match name {
+            None => made_up_name(&there, Timestamp::now())?,
+            Some(name) if there.iter().any(|snapshot| snapshot.name == name) => {
+                let volume = volume.name.clone();
+                return Err(Error::SnapshotTaken {
+                    volume,
+                    snapshot: name,
+                });
+            }
+            Some(name) => name,
+        };
+        let machine = held.holder.as_ref().map(|holder| holder.attachment.machine);
+        let machine = machine.map(|id| self.settle(id)).transpose()?;
+        let active = machine.filter(|machine| machine.state.is_active());
+        self.refuse_damaged(volume.id)?;
+        if power.snapshot_cost() == Cost::Copy {
+            let fail = |source| pool_error(volume, "read", source);
+            let content = pool.content(volume.id, Access::ReadOnly).map_err(fail)?;
+            let needed = data_bytes(content.as_ref()).map_err(fail)?;
+            let action = || format!("keep a snapshot of volume {}", volume.name);
+            require_room(pool.as_ref(), needed, action)?;
+        }
+        let take = |disk: Option<&mut dyn LiveDisk>| {
+            let mut progress = |done, total| self.reporter.progress(done, total);
+            power
+                .take_snapshot(volume.id, &name, disk, &mut progress)
+                .map_err(|source| snapshot_error(volume, &name, "keep a snapshot of", source))
+        };
+        self.reporter
+            .stage(&format!("keeping {} as {name}", volume.name));
+        let taken = match (&active, held.holder.as_ref()) {
+            (Some(machine), Some(holder)) => {
+                let position = holder.attachment.position;
+                match power.snapshot_cost() {
+                    Cost::Instant => self.with_live_disk(machine, volume, position, take),
+                    Cost::Copy => self.while_held(machine, volume, || take(None)),
+                }
+            }
+            _ => take(None),
+        };
+        self.reporter.stage_over();
+        let way = taken?;
+        Ok(Taken {
+            snapshot: self.find_snapshot(volume, &name)?.into(),
+            volume: self.volume(&Reference::from(volume.id.to_string()))?,
+            way,
+            machine: active.map(|machine| machine.name),
+        })
+    }
+
+    /// One volume with its snapshots.
+    ///
+    /// # Errors
+    /// As [`Engine::volume`]; one whose pool cannot be used is shown as broken.
+    pub fn volume_details(&self, reference: &Reference) -> Result<VolumeDetails> {
+        let volume = self.volume(reference)?;
+        let snapshots = self.snapshots(&Reference::from(volume.id.to_string())).ok();
+        Ok(VolumeDetails { volume, snapshots })
+    }
+
+    /// The snapshots of a volume, oldest first.
+    ///
+    /// # Errors
+    /// Where there is no such volume, or its pool keeps no snapshots or cannot be read.
+    pub fn snapshots(&self, reference: &Reference) -> Result<Vec<SnapshotView>> {
+        let volume = self
+            .catalogue
+            .read(|session| session.find_volume(reference))?;
+        let pool = self.pool(&volume.pool)?;
+        let there = self.snapshots_in(&volume, power_of(pool.as_ref())?)?;
+        Ok(there.into_iter().map(SnapshotView::from).collect())
+    }
+
+    /// One snapshot of a volume; without a name, the newest.
+    ///
+    /// # Errors
+    /// As [`Engine::snapshots`], and where there is none of that name, or none at all.
+    pub fn snapshot(
+        &self,
+        reference: &Reference,
+        name: Option<&SnapshotName>,
+    ) -> Result<SnapshotView> {
+        let there = self.snapshots(reference)?;
+        let found = match name {
+            Some(name) => there.into_iter().find(|snapshot| snapshot.name == *name),
+            None => there.into_iter().next_back(),
+        };
+        let Some(found) = found else {
+            let volume = self
+                .catalogue
+                .read(|session| session.find_volume(reference))?
+                .name;
+            return Err(match name.cloned() {
+                Some(snapshot) => Error::NoSuchSnapshot { volume, snapshot },
+                None => Error::NoSnapshots { volume },
+            });
+        };
+        Ok(found)
+    }
+
+    /// Deletes a snapshot, also while the volume is in use; returns it as it was. A crash in the
+    /// middle leaves it or not.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, or the pool cannot be written.
+    pub fn delete_snapshot(
+        &self,
+        reference: &Reference,
+        name: &SnapshotName,
+    ) -> Result<SnapshotView> {
+        self.use_reserve_where_full();
+        let (volume, _held) = self.hold_volume_alone(reference)?;
+        let pool = self.pool(&volume.pool)?;
+        let power = power_of(pool.as_ref())?;
+        let snapshot = self.find_snapshot(&volume, name)?;
+        let _: Changed = power
+            .delete_snapshot(volume.id, name)
+            .map_err(|source| snapshot_error(&volume, name, "delete a snapshot of", source))?;
+        Ok(snapshot.into())
+    }
+
+    /// Takes a volume back to a snapshot, or to the newest, its size included; its machine, if it
+    /// has one, must be stopped. What the volume held is lost; its snapshots stay. A crash in the
+    /// middle leaves the volume as it was or as the snapshot is.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, the machine is active, or the pool has no room; then
+    /// nothing has changed.
+    pub fn revert_volume(
+        &self,
+        reference: &Reference,
+        name: Option<&SnapshotName>,
+    ) -> Result<Reverted> {
+        let held = self.hold_idle_volume(reference, "revert")?;
+        let volume = &held.volume;
+        let pool = self.pool(&volume.pool)?;
+        let power = power_of(pool.as_ref())?;
+        let found = Reference::from(volume.id.to_string());
+        let name = self.snapshot(&found, name)?.name;
+        let fail = |source| snapshot_error(volume, &name, "revert", source);
+        if power.snapshot_cost() == Cost::Copy {
+            let content = power.snapshot_content(volume.id, &name).map_err(fail)?;
+            let needed = data_bytes(content.as_ref()).map_err(fail)?;
+            let action = || format!("revert volume {}", volume.name);
+            require_room(pool.as_ref(), needed, action)?;
+        }
+        let intent = Intent::RevertVolume { volume: volume.id };
+        let intent = self.catalogue.write(|session| session.begin(&intent))?;
+        self.reporter
+            .stage(&format!("reverting {} to {name}", volume.name));
+        let mut progress = |done, total| self.reporter.progress(done, total);
+        let outcome = power.revert(volume.id, &name, &mut progress).map_err(fail);
+        self.reporter.stage_over();
+        // Settled whichever way it went: the pool tells which size the volume has.
+        let settled = self.settle_revert(volume.id, intent);
+        let way = match outcome {
+            Ok(way) => way,
+            Err(error) => {
+                self.undo_after(&error, settled);
+                return Err(error);
+            }
+        };
+        settled?;
+        self.tell_what_stays(&held)?;
+        Ok(Reverted {
+            volume: self.volume(&found)?,
+            snapshot: name,
+            way,
+        })
+    }
+
+    /// What a guest keeps on several volumes belongs together; one that goes back alone is worth
+    /// a word.
+    fn tell_what_stays(&self, held: &crate::holding::IdleVolume) -> Result<()> {
+        let Some(machine) = &held.machine else {
+            return Ok(());
+        };
+        let others = self.catalogue.read(|session| {
+            let holder = session.holder_of(held.volume.id)?;
+            let machine = holder.map(|holder| holder.attachment.machine);
+            let attached = machine.map(|machine| session.attachments_of(machine));
+            Ok::<_, Error>(attached.transpose()?.map_or(0, |attached| attached.len()))
+        })?;
+        if others > 1 {
+            self.reporter.notice(&Notice::RevertedAlone {
+                volume: held.volume.name.clone(),
+                machine: machine.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Brings the record of a volume that was being reverted, and its description, in line with
+    /// the size that it has.
+    pub(crate) fn settle_revert(&self, id: VolumeId, intent: IntentId) -> Result<()> {
+        let mut volume = self.catalogue.read(|session| session.volume(id))?;
+        let pool = self.pool(&volume.pool)?;
+        let facts = pool
+            .facts(id)
+            .map_err(|source| pool_error(&volume, "revert", source))?;
+        volume.size = facts.size;
+        let _: Changed = pool
+            .describe(&description(&volume))
+            .map_err(|source| pool_error(&volume, "describe", source))?;
+        self.catalogue.write(|session| {
+            session.set_volume_size(id, facts.size)?;
+            Ok(session.finish(intent)?)
+        })
+    }
+
+    /// A snapshot of a volume by its name.
+    pub(crate) fn find_snapshot(&self, volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
+        let pool = self.pool(&volume.pool)?;
+        let there = self.snapshots_in(volume, power_of(pool.as_ref())?)?;
+        there
+            .into_iter()
+            .find(|snapshot| snapshot.name == *name)
+            .ok_or_else(|| Error::NoSuchSnapshot {
+                volume: volume.name.clone(),
+                snapshot: name.clone(),
+            })
+    }
+
+    #[expect(clippy::unused_self, reason = "it reads better among its like")]
+    fn snapshots_in(&self, volume: &Volume, power: &dyn Snapshots) -> Result<Vec<Snapshot>> {
+        power
+            .snapshots(volume.id)
+            .map_err(|source| pool_error(volume, "list the snapshots of", source))
+    }
+}
+
+/// The power of a pool to keep snapshots.
+fn power_of(pool: &dyn Pool) -> Result<&dyn Snapshots> {
+    pool.snapshots().ok_or_else(|| Error::PoolLacks {
+        pool: pool.name().clone(),
+        what: "keep snapshots",
+    })
+}
+
+/// What the pool refuses in the words of a user is passed on in those words.
+fn snapshot_error(volume: &Volume, name: &SnapshotName, action: &str, source: PoolError) -> Error {
+    let (named, snapshot) = (volume.name.clone(), name.clone());
+    match source {
+        PoolError::NoSuchSnapshot { .. } => Error::NoSuchSnapshot {
+            volume: named,
+            snapshot,
+        },
+        PoolError::SnapshotThere { .. } => Error::SnapshotTaken {
+            volume: named,
+            snapshot,
+        },
+        source => pool_error(volume, action, source),
+    }
+}
+
+/// A name from the time, in UTC as all times are, with a number behind it where it is taken.
+fn made_up_name(there: &[Snapshot], now: Timestamp) -> Result<SnapshotName> {
+    let base = now.strftime("%Y%m%d-%H%M%S").to_string();
+    let numbered = (2_u32..).map(|number| format!("{base}-{number}"));
+    let free = std::iter::once(base.clone())
+        .chain(numbered)
+        .find(|name| there.iter().all(|taken| taken.name.as_str() != name));
+    let free = free.and_then(|name| name.parse().ok());
+    free.ok_or(Error::NameTaken {
+        kind: crate::error::Kind::Snapshot,
+        name: base,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use sistemo_model::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_made_up_name_is_the_time_and_a_number_where_that_is_taken() {
+        let now: Timestamp = "2026-11-24T20:15:00.5Z".parse().unwrap();
+        let mut there = Vec::new();
+        for expected in ["20261124-201500", "20261124-201500-2", "20261124-201500-3"] {
+            let name = made_up_name(&there, now).unwrap();
+            assert_eq!(name.as_str(), expected);
+            there.push(Snapshot {
+                name,
+                created: now,
+                size: Bytes::MINIMUM,
+                alone: None,
+            });
+        }
+    }
+}
