@@ -2,21 +2,21 @@
 //!
 //! A volume is a subvolume, `<id>`, that holds its data, `data.raw`; and, beside the subvolume,
 //! its description, `<id>.json`. A snapshot is a read-only subvolume, `<id>@<name>`, that the
-//! kernel made of the volume's. While something is being made of a volume there is a directory
-//! `<id>.new` (the volume) or `<id>.work` (anything else), in which a new subvolume has the name
-//! `volume` before it is moved to its place. A subvolume that is taken apart, where it cannot be
-//! deleted in one step, has the name `<id>.gone`. The state of a volume can be read from the
-//! names alone, after a crash too:
+//! kernel made of the volume's; and an empty file, `<id>.taken@<name>`, for its time. While
+//! something is being made of a volume there is a directory `<id>.new` (the volume) or
+//! `<id>.work` (anything else), in which a new subvolume has the name `volume` before it is moved
+//! to its place. A subvolume that is taken apart, where it cannot be deleted in one step, has the
+//! name `<id>.gone`. The state of a volume can be read from the names alone, after a crash too:
 //!
 //! | `<id>` | `.json` | besides | state | how it came about | what recovers it |
 //! |---|---|---|---|---|---|
 //! | yes | yes | – | [`Found::Volume`] | created, cloned | |
 //! | yes | yes | `.new` | [`Found::Volume`] | create or clone killed at its end | the next operation on it |
-//! | yes | yes | `.work`, `.gone` | [`Found::Volume`] | snapshot, revert or delete of a snapshot killed | the next operation on it |
+//! | yes | yes | `.work`, `.gone`, `.taken` alone | [`Found::Volume`] | snapshot, revert or delete of a snapshot killed | the next operation on it |
 //! | yes | no, or unreadable | any | [`Found::Undescribed`] | damage | [`Pool::describe`] |
 //! | – | any | `.new` | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
 //! | – | yes | any but `.new` | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
-//! | – | – | `.work`, `.gone` or snapshots | [`Found::Orphan`] | remove killed, then damage | [`Pool::remove`] |
+//! | – | – | `.work`, `.gone`, snapshots | [`Found::Orphan`] | remove killed, then damage | [`Pool::remove`] |
 //! | – | – | only `.json.part` | [`Found::Draft`] | create killed, then damage | [`Pool::remove`] |
 //! | no subvolume, or without its data | any | any | [`Found::Damaged`] | damage | a person |
 //!
@@ -44,8 +44,10 @@
 //! place cannot get into a snapshot afterwards, for such writes wait while one is made (Linux
 //! commit e9894fd3e3b3).
 //!
-//! The time at which a snapshot was taken is the modification time of its directory: the
-//! volume's is set just before, and the snapshot's cannot be changed.
+//! The time at which a snapshot was taken is the modification time of an empty file,
+//! `<id>.taken@<name>`, that the same commit carries. It is not kept in the subvolume: the first
+//! change to one after a snapshot makes the kernel count the users of all extents that the
+//! changed part of the tree knows, which would make snapshots of fragmented volumes slower.
 
 mod draft;
 mod driver;
@@ -501,6 +503,7 @@ impl Pool for BtrfsPool {
                 Kind::Volume => subvolumes.insert(0, name),
                 Kind::Snapshot(_) => subvolumes.push(name),
                 // The description last: it says what the rest belongs to.
+                Kind::Taken(_) => files.insert(0, name),
                 Kind::Description | Kind::Part => files.push(name),
                 Kind::Nursery | Kind::Workplace | Kind::Doomed => {}
             }
