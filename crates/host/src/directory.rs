@@ -185,6 +185,28 @@ impl Directory {
             .map_err(|error| self.error(action, name, error))
     }
 
+    /// Makes a file that has no name and is gone when it is closed, to read and write. Where the
+    /// filesystem knows no such files (open(2), `O_TMPFILE`), it has the name `scratch` for a
+    /// moment, and a crash in that moment leaves it.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn nameless_file(&self, scratch: &str) -> Result<File, FileError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.handle, ".", flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(File::from(file)),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let file = self.file(scratch, Open::CreateNew)?;
+                let _ = self.unlink(scratch)?;
+                Ok(file)
+            }
+            Err(error) => {
+                let path = &self.path;
+                Err(FileError::new("create a file in", path, error))
+            }
+        }
+    }
+
     /// Reads a whole file of at most `limit` bytes.
     ///
     /// # Errors
@@ -224,19 +246,32 @@ impl Directory {
     /// # Errors
     /// As [`Directory::replace`].
     pub fn replace_unflushed(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        let part = self.prepare(name, content)?;
+        self.rename_unflushed(&part, name)
+            .inspect_err(|_| drop(self.unlink(&part)))
+    }
+
+    /// Writes, flushed, what is to replace a file, and says under which name:
+    /// [`Directory::rename_unflushed`] from there to `name` then cannot fail for want of space.
+    ///
+    /// A crash leaves what a replacement leaves.
+    ///
+    /// # Errors
+    /// Where the new content cannot be written.
+    pub fn prepare(&self, name: &str, content: &[u8]) -> Result<String, FileError> {
         let part = format!("{name}.part");
         let mut file = self.file(&part, Open::CreateOrOpen)?;
         let written = file
             .set_len(0)
             .and_then(|()| file.write_all(content))
             .map_err(|error| FileError::new("write", self.path_of(&part), error))
-            .and_then(|()| self.flush_file(&part, &file))
-            .and_then(|()| self.rename_over(&part, name));
-        if written.is_err() {
+            .and_then(|()| self.flush_file(&part, &file));
+        if let Err(error) = written {
             // The error that matters is the one above; a part that stays is overwritten next time.
             let _ = self.unlink(&part);
+            return Err(error);
         }
-        written
+        Ok(part)
     }
 
     /// Replaces a file's content as [`Directory::replace`] does, for a file that is not ours
@@ -282,7 +317,7 @@ impl Directory {
             Ok(()) => {}
             // NFS and a few others do not know the flag; our locks keep the name ours.
             Err(Errno::INVAL | Errno::NOSYS) if !self.contains(name)? => {
-                self.rename_over(temporary, name)?;
+                self.rename_unflushed(temporary, name)?;
             }
             Err(Errno::INVAL | Errno::NOSYS) => {
                 return Err(self.error("publish", name, Errno::EXIST));
@@ -292,7 +327,13 @@ impl Directory {
         self.flush()
     }
 
-    fn rename_over(&self, from: &str, to: &str) -> Result<(), FileError> {
+    /// Renames a file, replacing what had the new name, without waiting for the directory: after
+    /// a crash it has the old name or the new one, and the new one once the directory has been
+    /// flushed.
+    ///
+    /// # Errors
+    /// What rename(2) says.
+    pub fn rename_unflushed(&self, from: &str, to: &str) -> Result<(), FileError> {
         rustix::fs::renameat(&self.handle, from, &self.handle, to)
             .map_err(|error| self.error("rename into place", to, error))
     }
@@ -324,7 +365,7 @@ impl Directory {
     /// # Errors
     /// What rename(2) says.
     pub fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
-        self.rename_over(from, to)?;
+        self.rename_unflushed(from, to)?;
         self.flush()
     }
 
@@ -513,6 +554,25 @@ mod tests {
         assert_eq!(directory.read("a", 9).unwrap(), b"two");
         std::fs::create_dir(home.path().join("taken")).unwrap();
         assert!(directory.replace_unflushed("taken", b"x").is_err());
+        assert_eq!(directory.files().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn a_nameless_file_is_never_seen() {
+        let (_home, directory) = directory();
+        let mut file = directory.nameless_file("scratch").unwrap();
+        file.write_all(b"content").unwrap();
+        assert!(directory.files().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_prepared_replacement_changes_nothing_until_it_is_renamed() {
+        let (_home, directory) = directory();
+        directory.replace("a", b"old").unwrap();
+        let part = directory.prepare("a", b"new").unwrap();
+        assert_eq!(directory.read("a", 9).unwrap(), b"old");
+        directory.rename_unflushed(&part, "a").unwrap();
+        assert_eq!(directory.read("a", 9).unwrap(), b"new");
         assert_eq!(directory.files().unwrap(), ["a"]);
     }
 

@@ -85,7 +85,10 @@ pub fn space(path: &Path) -> io::Result<Space> {
 /// # Errors
 /// What statfs(2) says.
 pub fn filesystem_magic(path: &Path) -> io::Result<u64> {
-    Ok(u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0))
+    // The field is signed on some hosts, and the numbers have 32 bits.
+    #[expect(clippy::cast_sign_loss, reason = "it is a bit pattern")]
+    let kind = rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff;
+    Ok(kind)
 }
 
 /// Whether what is written to `path` is gone with the next boot: it is on a tmpfs or ramfs.
@@ -93,21 +96,34 @@ pub fn filesystem_magic(path: &Path) -> io::Result<u64> {
 /// # Errors
 /// What statfs(2) says.
 pub fn is_in_memory(path: &Path) -> io::Result<bool> {
-    // As linux/magic.h has them.
-    const TMPFS: u64 = 0x0102_1994;
-    const RAMFS: u64 = 0x8584_58f6;
-    let kind = filesystem_magic(path)?;
-    Ok(kind == TMPFS || kind == RAMFS)
+    Ok(matches!(filesystem_name(path)?, Some("tmpfs" | "ramfs")))
 }
 
-/// Whether `path` is on a btrfs.
+/// What people call the kind of filesystem that holds `path`; `None` for rare ones. The ext
+/// family is one to the kernel, and `ext4` here.
 ///
 /// # Errors
 /// What statfs(2) says.
-pub fn is_on_btrfs(path: &Path) -> io::Result<bool> {
-    // As linux/magic.h has it.
-    const BTRFS: u64 = 0x9123_683e;
-    Ok(filesystem_magic(path)? == BTRFS)
+pub fn filesystem_name(path: &Path) -> io::Result<Option<&'static str>> {
+    // As linux/magic.h has them; of filesystems from elsewhere, as they say themselves.
+    const NAMES: [(u64, &str); 13] = [
+        (0xef53, "ext4"),
+        (0x5846_5342, "XFS"),
+        (0x9123_683e, "btrfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x8584_58f6, "ramfs"),
+        (0x794c_7630, "overlayfs"),
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0x6573_5546, "FUSE"),
+        (0xf2f5_2010, "F2FS"),
+        (0x4d44, "FAT"),
+        (0xca45_1a4e, "bcachefs"),
+        (0x2fc1_2fc1, "ZFS"),
+    ];
+    let kind = filesystem_magic(path)?;
+    let known = NAMES.iter().find(|(magic, _)| *magic == kind);
+    Ok(known.map(|(_, name)| *name))
 }
 
 #[cfg(test)]
@@ -122,6 +138,6 @@ mod tests {
         assert!(space(Path::new("/")).unwrap().size > 0);
         assert!(!user_name().is_empty());
         assert!(!is_in_memory(Path::new("/proc")).unwrap());
-        assert!(!is_on_btrfs(Path::new("/proc")).unwrap());
+        assert_eq!(filesystem_name(Path::new("/proc")).unwrap(), None);
     }
 }

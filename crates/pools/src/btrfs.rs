@@ -14,8 +14,8 @@
 //! | yes | yes | `.new` | [`Found::Volume`] | create or clone killed at its end | the next operation on it |
 //! | yes | yes | `.work`, `.gone`, `.taken` alone | [`Found::Volume`] | snapshot, revert or delete of a snapshot killed | the next operation on it |
 //! | yes | no, or unreadable | any | [`Found::Undescribed`] | damage | [`Pool::describe`] |
-//! | – | any | `.new` | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
-//! | – | yes | any but `.new` | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
+//! | – | any | `.new`, no snapshot | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
+//! | – | yes | anything else | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
 //! | – | – | `.work`, `.gone`, snapshots | [`Found::Orphan`] | remove killed, then damage | [`Pool::remove`] |
 //! | – | – | only `.json.part` | [`Found::Draft`] | create killed, then damage | [`Pool::remove`] |
 //! | no subvolume, or without its data | any | any | [`Found::Damaged`] | damage | a person |
@@ -361,14 +361,16 @@ impl BtrfsPool {
 
 fn check_suited(pool: &PoolName, directory: &Directory) -> Result<(), PoolError> {
     let path = directory.path();
-    match system::is_on_btrfs(path) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(PoolError::Unsuited {
+    match system::filesystem_name(path) {
+        Ok(Some("btrfs")) => Ok(()),
+        Ok(other) => Err(PoolError::Unsuited {
             pool: pool.clone(),
             directory: path.to_owned(),
-            reason: "it is not on a btrfs; with a size the pool gets a btrfs of its own, and a \
-                     qcow2 pool clones at once on any filesystem"
-                .to_owned(),
+            reason: format!(
+                "it is on {}, not on btrfs; with a size the pool gets a btrfs of its own, and a \
+                 qcow2 pool clones at once on any filesystem",
+                other.unwrap_or("another filesystem")
+            ),
         }),
         Err(error) => {
             let source = FileError::new("look up the filesystem of", path, error);
@@ -468,11 +470,13 @@ impl Pool for BtrfsPool {
         match self.locate(id, &names::volume(id))? {
             Data::File { directory, stat } => return self.volume(id, &directory, stat),
             Data::Flawed(flaw) => return Ok(Some(Found::Damaged { id, flaw })),
-            Data::Missing if draft => return Ok(Some(Found::Draft { id })),
             Data::Missing => {}
         }
         let parts = self.parts(id)?;
+        let is_snapshot = |(kind, _): &(Kind, String)| matches!(kind, Kind::Snapshot(_));
         Ok(match parts.as_slice() {
+            // Nobody removes what has snapshots for a draft.
+            parts if draft && !parts.iter().any(is_snapshot) => Some(Found::Draft { id }),
             [] => None,
             [(Kind::Part, _)] => Some(Found::Draft { id }),
             _ => Some(Found::Orphan {

@@ -1,39 +1,59 @@
-//! The `file` driver: a directory of sparse files, on any filesystem.
+//! The `file` driver: a directory of sparse files, on any filesystem; and `file-reflink`, which is
+//! the same but never copies what it can share.
 //!
 //! A volume is two files: its data, `<id>.ext4` (or `.xfs`, `.btrfs`, `.raw`, by the filesystem
-//! it was made with), and its description, `<id>.json`. Both have mode 0600. The state of a
-//! volume can be read from the names alone, after a crash too:
+//! it was made with), and its description, `<id>.json`. Both have mode 0600. A snapshot is one
+//! more, `<id>@<name>.ext4`, mode 0400. The state of a volume can be read from the names alone,
+//! after a crash too:
 //!
 //! | data | `….new` | `.json` | state | how it came about | what recovers it |
 //! |---|---|---|---|---|---|
-//! | yes | – | yes | [`Found::Volume`] | created | |
+//! | yes | – | yes | [`Found::Volume`] | created, cloned | |
 //! | yes | – | no, or unreadable | [`Found::Undescribed`] | damage | [`Pool::describe`] |
-//! | – | yes | – | [`Found::Draft`] | create killed | [`Pool::remove`] |
-//! | – | yes | yes | [`Found::Draft`] | create killed while committing | [`Pool::remove`] |
+//! | – | yes | – | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
+//! | – | yes | yes | [`Found::Draft`] | create or clone killed while committing | [`Pool::remove`] |
 //! | – | – | yes | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
 //! | – | – | only `.json.part` | [`Found::Draft`] | create killed, then damage | [`Pool::remove`] |
 //! | yes | yes | any | the volume, and [`Found::Stray`] | damage | [`Pool::remove`] takes both |
 //! | two, or no regular file | any | any | [`Found::Damaged`] | damage | a person |
 //!
-//! `<id>.json.part` beside other files is the rest of a description whose writing was killed;
-//! the next writing goes over it. Data that is longer than its description says is a
-//! [`Pool::grow`] that was killed, and growing again completes it.
+//! What may be there besides:
+//!
+//! | file | what it is | how it came about | what recovers it |
+//! |---|---|---|---|
+//! | `<id>@<name>.ext4` | a snapshot | [`Snapshots::take_snapshot`] | |
+//! | `<id>@<name>.ext4` without data | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`], or [`Snapshots::revert`] where it is described |
+//! | `<id>@<name>.ext4.new` | nothing, but takes space | taking a snapshot killed | the next operation that changes the volume's data or snapshots |
+//! | `<id>.ext4.revert` | nothing, but takes space | revert killed before its rename | the same |
+//! | `<id>.json.part` | the rest of a description | its writing killed | the next writing goes over it |
+//!
+//! Data that is longer than its description says is a [`Pool::grow`] that was killed, and growing
+//! again completes it; data of the size of a snapshot, with a description of another, is a
+//! [`Snapshots::revert`] that was killed between its two renames, and reverting again completes
+//! it.
 //!
 //! So the data file under its final name is the volume: the rename that gives it the name is the
 //! instant at which the volume exists, and the unlink that takes it away the instant at which it
-//! does not. The description is written before the first and removed after the second. (A
-//! filesystem might bring these to disk in another order before a power cut; then what is found
-//! is `Undescribed`, of a volume that nobody was told about.)
+//! does not. The same holds for the file of a snapshot. The description is written before the
+//! first and removed after the second. (A filesystem might bring these to disk in another order
+//! before a power cut; then what is found is `Undescribed`, of a volume that nobody was told
+//! about.)
 //!
-//! Creating flushes three times: the description, the data, the directory.
+//! Creating and cloning flush three times: the description, the data, the directory; taking a
+//! snapshot and reverting twice, unless the revert changes the size.
 
+mod clones;
 pub(crate) mod content;
 mod draft;
 mod driver;
 mod names;
+mod reflink_driver;
+mod sharing;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
@@ -43,23 +63,30 @@ use sistemo_host::system;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
 
 pub use self::driver::FileDriver;
+pub use self::reflink_driver::{FileReflinkDriver, SetupCheck};
 
 use self::content::RawContent;
 use self::draft::FileDraft;
 use self::names::Kind;
+use self::sharing::Sharing;
 use crate::contract::{
-    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+    Clones, Cost, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots,
+    Usage,
 };
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
 use crate::{Content, Description, PoolError, record};
 
-/// A pool of the `file` driver.
+/// A pool of the `file` or `file-reflink` driver.
 #[derive(Debug)]
 pub struct FilePool {
     name: PoolName,
     catalogue: CatalogueId,
     directory: Directory,
+    sharing: Sharing,
+    setup_check: SetupCheck,
+    /// What sharing costs, once it was tried.
+    cost: OnceLock<Cost>,
 }
 
 /// What the system says about a name in the pool.
@@ -94,14 +121,54 @@ impl FilePool {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<FilePool, PoolError> {
-        let path = std::path::absolute(path).map_err(|error| {
-            marker::unavailable(&name, path, FileError::new("make absolute", path, error))
-        })?;
+        let path = FilePool::absolute(&name, path)?;
         let directory = marker::enter(&path, &name, catalogue, first_use)?;
         Ok(FilePool {
             name,
             catalogue,
             directory,
+            sharing: Sharing::WherePossible,
+            setup_check: SetupCheck::Skip,
+            cost: OnceLock::new(),
+        })
+    }
+
+    /// Opens a pool as [`FilePool::open`] does that never copies data: where files cannot share
+    /// it, making clones and snapshots fails. With a setup check, a first use there fails already,
+    /// and so does [`Pool::probe`].
+    ///
+    /// # Errors
+    /// As [`FilePool::open`], and [`PoolError::Unsuited`].
+    pub fn open_reflink(
+        name: PoolName,
+        path: &Path,
+        catalogue: CatalogueId,
+        first_use: FirstUse,
+        setup_check: SetupCheck,
+    ) -> Result<FilePool, PoolError> {
+        let path = FilePool::absolute(&name, path)?;
+        let check = first_use == FirstUse::Allowed && setup_check == SetupCheck::Do;
+        let suits = |directory: &Directory| {
+            let unavailable = |error| marker::unavailable(&name, directory.path(), error);
+            if check && !sharing::can_share(directory).map_err(unavailable)? {
+                return Err(sharing::cannot_share(&name, directory.path()));
+            }
+            Ok(())
+        };
+        let directory = marker::enter_prepared(&path, &name, catalogue, first_use, suits)?;
+        Ok(FilePool {
+            name,
+            catalogue,
+            directory,
+            sharing: Sharing::Always,
+            setup_check,
+            cost: OnceLock::new(),
+        })
+    }
+
+    fn absolute(name: &PoolName, path: &Path) -> Result<PathBuf, PoolError> {
+        std::path::absolute(path).map_err(|error| {
+            marker::unavailable(name, path, FileError::new("make absolute", path, error))
         })
     }
 
@@ -214,17 +281,45 @@ impl FilePool {
 
     /// Writes a description that is durable when the directory is flushed the next time.
     fn stage_description(&self, description: &Description) -> Result<(), PoolError> {
-        let name = names::description(description.id);
-        let failed = |source| {
-            let subject = self.subject(description.id);
-            subject.failed("write the description of", source)
-        };
-        let text = description
-            .to_json()
-            .map_err(|error| failed(FileError::new("encode", self.path_of(&name), error)))?;
+        let (part, name) = self.prepare_description(description)?;
         self.directory
-            .replace_unflushed(&name, &text)
-            .map_err(failed)
+            .rename_unflushed(&part, &name)
+            .map_err(|source| {
+                let _ = self.directory.unlink(&part);
+                self.description_failed(description.id, source)
+            })
+    }
+
+    /// Writes a description beside the one there is: the names it has and is to have.
+    fn prepare_description(
+        &self,
+        description: &Description,
+    ) -> Result<(String, String), PoolError> {
+        let name = names::description(description.id);
+        let part = description
+            .to_json()
+            .map_err(|error| FileError::new("encode", self.path_of(&name), error))
+            .and_then(|text| self.directory.prepare(&name, &text))
+            .map_err(|source| self.description_failed(description.id, source))?;
+        Ok((part, name))
+    }
+
+    fn description_failed(&self, id: VolumeId, source: FileError) -> PoolError {
+        self.subject(id).failed("write the description of", source)
+    }
+
+    /// Gives a file its final name, durably, and leaves it under neither where that fails but
+    /// for the last flush: it would be there, but perhaps not for long.
+    fn publish(&self, temporary: &str, name: &str) -> Result<(), FileError> {
+        let published = self.directory.publish(temporary, name);
+        if published
+            .as_ref()
+            .is_err_and(|error| !error.is_already_there())
+            && self.directory.contains(temporary).is_ok_and(|there| !there)
+        {
+            let _ = self.directory.unlink(name);
+        }
+        published
     }
 
     fn path_of(&self, name: &str) -> PathBuf {
@@ -232,22 +327,107 @@ impl FilePool {
     }
 
     fn open_data(&self, id: VolumeId, access: Access) -> Result<RawContent, PoolError> {
-        let (name, stat) = self.data(id)?;
+        let (name, _) = self.data(id)?;
+        self.open_file(id, &name, access)
+    }
+
+    /// Opens the data of a volume or snapshot that is there.
+    fn open_file(&self, id: VolumeId, name: &str, access: Access) -> Result<RawContent, PoolError> {
         let how = match access {
             Access::ReadWrite => Open::ReadWrite,
             Access::ReadOnly => Open::Read,
         };
         let file = self
             .directory
-            .file(&name, how)
+            .file(name, how)
             .map_err(|source| self.subject(id).failed("open", source))?;
+        let meta = file.metadata().map_err(|error| {
+            let source = FileError::new("look up", self.path_of(name), error);
+            self.subject(id).failed("open", source)
+        })?;
         Ok(RawContent {
             file,
-            path: self.path_of(&name),
+            path: self.path_of(name),
             pool: self.name.clone(),
             volume: id,
-            size: stat.size,
+            size: Bytes::new(meta.len()),
             access,
+        })
+    }
+
+    /// All files of a volume, without looking what they are.
+    fn files_of(&self, id: VolumeId) -> Result<Vec<(Kind, String)>, PoolError> {
+        let files = self.directory.files();
+        let files = files.map_err(|source| self.subject(id).failed("list the files of", source))?;
+        let ours = files
+            .into_iter()
+            .filter_map(|name| match names::parse(&name) {
+                Some((of, kind)) if of == id => Some((kind, name)),
+                _ => None,
+            });
+        Ok(ours.collect())
+    }
+
+    /// Begins a volume whose size is possible and of which nothing is there.
+    fn begin(&self, description: &Description) -> Result<FileDraft<'_>, PoolError> {
+        FilePool::check_size(description.id, description.size)?;
+        self.check_no_data(description.id)?;
+        for name in names::every_draft(description.id) {
+            if self.stat(description.id, &name)?.is_some() {
+                return Err(PoolError::DraftThere {
+                    pool: self.name.clone(),
+                    volume: description.id,
+                });
+            }
+        }
+        FileDraft::begin(self, description)
+    }
+
+    /// What is there of one volume; `others` are its files by a listing, where there was one.
+    fn state(
+        &self,
+        id: VolumeId,
+        others: Option<&[(Kind, String)]>,
+    ) -> Result<Option<Found>, PoolError> {
+        let there = |name: &str| Ok::<_, PoolError>(self.stat(id, name)?.is_some());
+        // The draft before the data: a draft that is committed meanwhile is then seen as one or
+        // as the other, never as neither.
+        let mut draft = false;
+        for name in names::every_draft(id) {
+            draft |= there(&name)?;
+        }
+        match self.locate(id)? {
+            Data::File { name, stat } => return self.volume(id, &name, stat),
+            Data::Flawed(flaw) => return Ok(Some(Found::Damaged { id, flaw })),
+            Data::Missing => {}
+        }
+        let listed;
+        let others = if let Some(others) = others {
+            others
+        } else {
+            listed = self.files_of(id)?;
+            &listed
+        };
+        let (mut snapshot, mut leftover) = (false, false);
+        for (kind, name) in others {
+            snapshot |= matches!(kind, Kind::Snapshot(_)) && there(name)?;
+            leftover |= kind.is_leftover() && there(name)?;
+        }
+        let orphan = || Found::Orphan {
+            id,
+            description: self.read_description(id).ok(),
+        };
+        // Nobody removes what has snapshots for a draft.
+        Ok(if snapshot {
+            Some(orphan())
+        } else if draft {
+            Some(Found::Draft { id })
+        } else if there(&names::description(id))? {
+            Some(orphan())
+        } else if leftover || there(&names::part(id))? {
+            Some(Found::Draft { id })
+        } else {
+            None
         })
     }
 
@@ -279,7 +459,10 @@ impl Pool for FilePool {
     }
 
     fn driver(&self) -> &'static str {
-        "file"
+        match self.sharing {
+            Sharing::WherePossible => driver::NAME,
+            Sharing::Always => reflink_driver::NAME,
+        }
     }
 
     fn directory(&self) -> &Path {
@@ -299,7 +482,14 @@ impl Pool for FilePool {
             });
         }
         marker::check(&self.directory, &self.name, self.catalogue)?;
-        marker::check_writable(&self.directory, &self.name, path)
+        marker::check_writable(&self.directory, &self.name, path)?;
+        // A pool that is full cannot be tried, and works.
+        if self.setup_check == SetupCheck::Do
+            && sharing::can_share(&self.directory).is_ok_and(|can| !can)
+        {
+            return Err(sharing::cannot_share(&self.name, path));
+        }
+        Ok(())
     }
 
     fn usage(&self) -> Result<Usage, PoolError> {
@@ -326,11 +516,11 @@ impl Pool for FilePool {
         }
         let mut found = Vec::with_capacity(ours.len());
         for (id, files) in ours {
-            let of_kind = |wanted| {
-                let matching = files.iter().filter(move |(kind, _)| *kind == wanted);
+            let of_kind = |wanted: &'static Kind| {
+                let matching = files.iter().filter(move |(kind, _)| kind == wanted);
                 matching.map(|(_, name)| name.clone()).collect::<Vec<_>>()
             };
-            let (data, drafts) = (of_kind(Kind::Data), of_kind(Kind::Draft));
+            let (data, drafts) = (of_kind(&Kind::Data), of_kind(&Kind::Draft));
             let volume = match data.as_slice() {
                 [name] => match self.stat(id, name)? {
                     Some(stat) if stat.regular => self.volume(id, name, stat)?,
@@ -341,7 +531,7 @@ impl Pool for FilePool {
             // Anything but a plain volume is looked at afresh: it may be changing meanwhile.
             let state = match volume {
                 Some(volume) => Some(volume),
-                None => self.find(id)?,
+                None => self.state(id, Some(&files))?,
             };
             if !data.is_empty() {
                 for draft in drafts {
@@ -358,46 +548,26 @@ impl Pool for FilePool {
     }
 
     fn find(&self, id: VolumeId) -> Result<Option<Found>, PoolError> {
-        // The draft before the data: a draft that is committed meanwhile is then seen as one or
-        // as the other, never as neither.
-        let mut draft = false;
-        for name in names::every_draft(id) {
-            draft |= self.stat(id, &name)?.is_some();
-        }
-        let there = |name: String| Ok::<_, PoolError>(self.stat(id, &name)?.is_some());
-        Ok(match self.locate(id)? {
-            Data::File { name, stat } => self.volume(id, &name, stat)?,
-            Data::Flawed(flaw) => Some(Found::Damaged { id, flaw }),
-            Data::Missing if draft => Some(Found::Draft { id }),
-            Data::Missing if there(names::description(id))? => Some(Found::Orphan {
-                id,
-                description: self.read_description(id).ok(),
-            }),
-            Data::Missing if there(names::part(id))? => Some(Found::Draft { id }),
-            Data::Missing => None,
-        })
+        self.state(id, None)
     }
 
     fn draft(&self, description: &Description) -> Result<Box<dyn Draft + '_>, PoolError> {
-        FilePool::check_size(description.id, description.size)?;
-        self.check_no_data(description.id)?;
-        for name in names::every_draft(description.id) {
-            if self.stat(description.id, &name)?.is_some() {
-                return Err(PoolError::DraftThere {
-                    pool: self.name.clone(),
-                    volume: description.id,
-                });
-            }
-        }
-        Ok(Box::new(FileDraft::begin(self, description)?))
+        Ok(Box::new(self.begin(description)?))
     }
 
     fn remove(&self, id: VolumeId) -> Result<Changed, PoolError> {
-        // The data first: what is left of a removal is then no volume, and never taken for one.
-        let names = names::every_data(id)
-            .chain(names::every_draft(id))
-            .chain([names::part(id), names::description(id)]);
         let failed = |source| self.subject(id).failed("remove", source);
+        // The data first: what is left of a removal is then no volume, and never taken for one.
+        // Last the description, by which what is left is known.
+        let data = names::every_data(id);
+        let draft = names::every_draft(id);
+        let others = self.files_of(id)?.into_iter();
+        let others =
+            others.filter(|(kind, _)| matches!(kind, Kind::Snapshot(_)) || kind.is_leftover());
+        let names = data
+            .chain(draft)
+            .chain(others.map(|(_, name)| name))
+            .chain([names::part(id), names::description(id)]);
         let mut changed = Changed::No;
         for name in names {
             if self.directory.unlink(&name).map_err(failed)? == Changed::Yes {
@@ -432,6 +602,7 @@ impl Pool for FilePool {
             return Ok(Changed::No);
         }
         let data = self.open_data(id, Access::ReadWrite)?;
+        let _ = self.sweep(id, "grow")?;
         description.size = to;
         let described = self
             .lengthen(&data, to)
@@ -509,11 +680,11 @@ impl Pool for FilePool {
     }
 
     fn clones(&self) -> Option<&dyn Clones> {
-        None
+        Some(self)
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
+        Some(self)
     }
 
     fn own_filesystem(&self) -> Option<&dyn OwnFilesystem> {

@@ -14,7 +14,7 @@
 //! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
 //! | [`btrfs`] | the `btrfs` driver: a subvolume a volume |
-//! | [`mod@file`] | the `file` driver: a directory of sparse files |
+//! | [`mod@file`] | the `file` and `file-reflink` drivers: a directory of sparse files |
 
 pub mod btrfs;
 pub mod config;
@@ -39,6 +39,6 @@ pub use contract::{
 };
 pub use description::Description;
 pub use error::PoolError;
-pub use file::FilePool;
+pub use file::{FilePool, SetupCheck};
 pub use marker::FirstUse;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

@@ -90,7 +90,7 @@ fn make(directory: &Directory, pool: &PoolName, catalogue: CatalogueId) -> Resul
         catalogue,
     };
     // A name of its own for each process: a shared one could be cut short under another's rename.
-    let temporary = format!("{MARKER}.{}.new", CatalogueId::random().simple());
+    let temporary = scratch_name();
     let published = record::encode(&marker)
         .map_err(|error| FileError::new("encode", directory.path_of(MARKER), error))
         .and_then(|text| directory.replace_unflushed(&temporary, &text))
@@ -195,6 +195,11 @@ pub(crate) fn check(
         });
     }
     Ok(())
+}
+
+/// A name for a file that nothing looks at, nobody else's.
+pub(crate) fn scratch_name() -> String {
+    format!("{MARKER}.{}.new", CatalogueId::random().simple())
 }
 
 /// Whether a file in a pool is its marker, or the rest of making one.

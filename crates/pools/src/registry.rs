@@ -11,7 +11,7 @@ use sistemo_model::CatalogueId;
 
 use crate::btrfs::BtrfsDriver;
 use crate::config::PoolConfig;
-use crate::file::FileDriver;
+use crate::file::{FileDriver, FileReflinkDriver};
 use crate::{FirstUse, Pool, PoolError};
 
 /// A way of keeping volumes.
@@ -130,7 +130,11 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Registry {
         Registry {
-            drivers: vec![Box::new(FileDriver), Box::new(BtrfsDriver)],
+            drivers: vec![
+                Box::new(FileDriver),
+                Box::new(FileReflinkDriver),
+                Box::new(BtrfsDriver),
+            ],
         }
     }
 

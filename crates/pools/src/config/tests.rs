@@ -69,6 +69,13 @@ fn fault(conf: &StorageConf, title: &str) -> String {
         .join(": ")
 }
 
+/// A text with the names of the drivers in it.
+fn with_drivers(text: &str) -> String {
+    let drivers = Registry::built_in().drivers().into_iter();
+    let names: Vec<_> = drivers.map(|info| info.name).collect();
+    text.replace("DRIVERS", &names.join(", "))
+}
+
 #[test]
 fn without_a_file_there_is_the_default_pool() {
     let conf = understand("");
@@ -158,14 +165,14 @@ fn a_mistake_in_the_defaults_concerns_every_pool() {
         ("driver", "2: [DEFAULT] the line is not `key = value`"),
         (
             "driver = zfs",
-            "2: [DEFAULT] driver: there is no driver `zfs`; the drivers are file",
+            "2: [DEFAULT] driver: there is no driver `zfs`; the drivers are DRIVERS",
         ),
     ] {
         let conf = understand(format!("[DEFAULT]\n{line}\n[a]\ndir_path = /a\n"));
         for pool in ["default", "a"] {
             assert_eq!(
                 fault(&conf, pool),
-                format!("/etc/storage.conf:{wrong}"),
+                format!("/etc/storage.conf:{}", with_drivers(wrong)),
                 "{pool}"
             );
         }
@@ -202,7 +209,7 @@ fn a_mistake_names_its_place_and_harms_no_other_pool() {
         (
             "[a]\ndriver = zfs\ndir_path = /a",
             "a",
-            "11: [a] driver: there is no driver `zfs`; the drivers are file",
+            "11: [a] driver: there is no driver `zfs`; the drivers are DRIVERS",
         ),
         (
             "[a]\ndriver = file",
@@ -276,7 +283,91 @@ fn a_mistake_names_its_place_and_harms_no_other_pool() {
             ("last", "/last"),
         ];
         assert_eq!(directories(&conf), pools, "{section}");
+        let wrong = with_drivers(wrong);
         assert_eq!(fault(&conf, title), format!("/etc/storage.conf:{wrong}"));
+    }
+}
+
+/// The value that a driver is given of a pool's option.
+fn option(conf: &StorageConf, title: &str, key: &str) -> Option<String> {
+    let pool = conf.pools().iter().find(|pool| pool.title == title);
+    let config = pool.unwrap().config.as_ref().unwrap();
+    config.options.get(key).cloned()
+}
+
+#[test]
+fn yes_and_no_have_the_words_of_qubes_in_any_case() {
+    for (words, meant) in [
+        (["true", "yes", "on", "1", "True", "YES", "oN"], "true"),
+        (["false", "no", "off", "0", "False", "NO", "oFF"], "false"),
+    ] {
+        for word in words {
+            let conf = understand(format!(
+                "[a]\ndriver = file-reflink\ndir_path = /a\nsetup_check = {word} # why\n"
+            ));
+            assert_eq!(option(&conf, "a", "setup_check").unwrap(), meant, "{word}");
+        }
+    }
+    let conf = understand("[a]\ndriver = file-reflink\ndir_path = /a\n");
+    assert_eq!(option(&conf, "a", "setup_check").unwrap(), "true");
+}
+
+#[test]
+fn a_size_is_written_as_on_the_command_line_and_given_in_bytes() {
+    for (text, bytes) in [
+        ("20G", "21474836480"),
+        ("20GiB", "21474836480"),
+        ("1.5g", "1610612736"),
+        ("512", "536870912"),
+    ] {
+        let conf = understand(format!(
+            "[a]\ndriver = file-reflink\ndir_path = /a\nsize = {text} ; thin\n"
+        ));
+        assert_eq!(option(&conf, "a", "size").unwrap(), bytes, "{text}");
+    }
+    let conf = understand("[a]\ndriver = file-reflink\ndir_path = /a\n");
+    assert_eq!(option(&conf, "a", "size"), None);
+}
+
+#[test]
+fn what_is_neither_yes_nor_no_or_no_size_is_a_mistake_of_its_line() {
+    for (line, wrong) in [
+        (
+            "setup_check = maybe",
+            "setup_check: `maybe` is neither `true` nor `false`",
+        ),
+        (
+            "setup_check =",
+            "setup_check: `` is neither `true` nor `false`",
+        ),
+        (
+            "setup_check = 2",
+            "setup_check: `2` is neither `true` nor `false`",
+        ),
+        ("size = big", "size: it is not a size: `big` is not a size"),
+        ("size =", "size: it is not a size: `` is not a size"),
+        ("size = 0", "size: it is not a size: size `0` is zero"),
+        (
+            "size = -1G",
+            "size: it is not a size: size `-1G` is negative",
+        ),
+        (
+            "size = 1000B",
+            "size: it is not a size: size `1000B` is not a multiple of 512 bytes",
+        ),
+        (
+            "size = 8388608T",
+            "size: it is not a size: size `8388608T` is larger than any file can be",
+        ),
+    ] {
+        let conf = understand(format!(
+            "[a]\ndriver = file-reflink\ndir_path = /a\n{line}\n[b]\ndriver = file\ndir_path = /b\n"
+        ));
+        assert_eq!(
+            fault(&conf, "a"),
+            format!("/etc/storage.conf:4: [a] {wrong}")
+        );
+        assert_eq!(directories(&conf)[1], ("b", "/b"), "{line}");
     }
 }
 

@@ -9,7 +9,9 @@ use sistemo_host::sparse::{self, CopyPath};
 use sistemo_model::{Access, Bytes};
 
 use super::content::RawContent;
+use super::sharing::{self, Sharing};
 use super::{FilePool, names};
+use crate::contract::{Progress, Way};
 use crate::error::Subject;
 use crate::{Content, Description, Draft, Flaw, PoolError};
 
@@ -79,21 +81,49 @@ impl<'a> FileDraft<'a> {
         })
     }
 
+    /// Makes it hold what `source` does, and zeros behind that. After an error it is good for
+    /// nothing but dropping.
+    pub(super) fn share(
+        &mut self,
+        source: &File,
+        sharing: Sharing,
+        progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        let failed = |error: io::Error| {
+            let source = FileError::new("fill", &self.content.path, error);
+            self.subject().failed("clone into", source)
+        };
+        let length = source.metadata().map_err(failed)?.len();
+        self.check_fits(length)?;
+        self.set_length(Bytes::new(0))?;
+        let target = &self.content.file;
+        let way = sharing::share(source, target, sharing, progress).map_err(failed)?;
+        self.set_length(self.description.size)?;
+        Ok(way)
+    }
+
+    fn check_fits(&self, length: u64) -> Result<(), PoolError> {
+        if length <= self.description.size.get() {
+            return Ok(());
+        }
+        Err(PoolError::SourceTooLarge {
+            pool: self.pool.name.clone(),
+            volume: self.description.id,
+            size: self.description.size,
+            source_size: length,
+        })
+    }
+
     fn publish(&self) -> Result<(), PoolError> {
         let id = self.description.id;
-        let directory = &self.pool.directory;
         let name = names::data(id, self.description.filesystem);
-        let Err(error) = directory.publish(&self.name, &name) else {
-            return Ok(());
-        };
-        if error.is_already_there() {
-            return Err(self.pool.already_there(id));
-        }
-        // Only the last flush failed: the volume is there, but perhaps not for long.
-        if directory.contains(&self.name).is_ok_and(|there| !there) {
-            self.unlink(&name);
-        }
-        Err(self.subject().failed("create", error))
+        self.pool.publish(&self.name, &name).map_err(|error| {
+            if error.is_already_there() {
+                self.pool.already_there(id)
+            } else {
+                self.subject().failed("create", error)
+            }
+        })
     }
 
     fn unlink(&self, name: &str) {
@@ -127,14 +157,7 @@ impl Draft for FileDraft<'_> {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "the source is not a file");
             return Err(failed(error));
         }
-        if meta.len() > self.description.size.get() {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.pool.name.clone(),
-                volume: self.description.id,
-                size: self.description.size,
-                source_size: meta.len(),
-            });
-        }
+        self.check_fits(meta.len())?;
         self.set_length(Bytes::new(0))?;
         match sparse::copy(source, &self.content.file, progress) {
             Ok(way) => {

@@ -6,10 +6,10 @@ use sistemo_model::CatalogueId;
 
 use super::FilePool;
 use crate::config::PoolConfig;
-use crate::registry::{Driver, DriverInfo, DriverOption, ValueKind};
+use crate::registry::{Driver, DriverInfo, DriverOption, Power, ValueKind};
 use crate::{FirstUse, Pool, PoolError};
 
-const NAME: &str = "file";
+pub(super) const NAME: &str = "file";
 
 /// A directory of sparse files, on any filesystem.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ impl Driver for FileDriver {
                 summary: "the directory; its last component is made at the first use".to_owned(),
                 kind: ValueKind::Path,
             }],
-            powers: Vec::new(),
+            powers: vec![Power::Clone, Power::Snapshot],
         }
     }
 

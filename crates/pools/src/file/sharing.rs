@@ -1,0 +1,106 @@
+//! How two files of a pool come to hold the same data.
+//!
+//! Where the filesystem can, they share it: `ioctl_ficlone(2)`, O(extents). A clone so made is
+//! atomic with regard to concurrent writes, as that page says, also those of a VMM to the disk of
+//! a running machine: the kernel holds the source's inode lock, against buffered and direct
+//! writes, waits for direct writes that are under way, and writes back what is in the page cache
+//! before it shares the extents (`generic_remap_file_range_prep`; `xfs_reflink_remap_prep`,
+//! `btrfs_remap_file_range_prep`). It holds every write that had ended before and none that began
+//! after, which is more than a disk holds after a power cut.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sistemo_host::directory::{Directory, FileError};
+use sistemo_host::{sparse, system};
+use sistemo_model::PoolName;
+
+use super::FilePool;
+use crate::contract::{Cost, Progress, Way};
+use crate::{PoolError, marker};
+
+/// What is shared to find out whether the filesystem can: one block of most filesystems. Some
+/// would say yes to sharing nothing.
+const SAMPLE: [u8; 4096] = [1; 4096];
+
+/// What is done where the filesystem cannot share data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// The data is copied, without its holes.
+    WherePossible,
+    /// Nothing: the operation fails.
+    Always,
+}
+
+impl FilePool {
+    /// What clones and snapshots cost here. Found out once, by a try; where that fails for
+    /// another reason, nothing is promised this time.
+    pub(super) fn cost(&self) -> Cost {
+        if self.sharing == Sharing::Always {
+            return Cost::Instant;
+        }
+        if let Some(cost) = self.cost.get() {
+            return *cost;
+        }
+        match can_share(&self.directory) {
+            Ok(true) => *self.cost.get_or_init(|| Cost::Instant),
+            Ok(false) => *self.cost.get_or_init(|| Cost::Copy),
+            Err(error) => {
+                tracing::debug!(%error, "whether data can be shared is not known");
+                Cost::Copy
+            }
+        }
+    }
+}
+
+/// Gives the empty file `target` all of `source`'s data, and its length.
+///
+/// An error leaves `target` with a part of the data.
+pub(super) fn share(
+    source: &File,
+    target: &File,
+    sharing: Sharing,
+    progress: Progress<'_>,
+) -> io::Result<Way> {
+    if sparse::reflink(source, target)? {
+        return Ok(Way::Reflink);
+    }
+    match sharing {
+        Sharing::Always => Err(io::Error::other(
+            "the filesystem cannot share the data of these files",
+        )),
+        Sharing::WherePossible => {
+            sparse::copy_data(source, target, progress)?;
+            Ok(Way::Copied)
+        }
+    }
+}
+
+/// Tries whether a directory's filesystem can share data, with two small files without a name.
+pub(super) fn can_share(directory: &Directory) -> Result<bool, FileError> {
+    let file = || directory.nameless_file(&marker::scratch_name());
+    let (source, target) = (file()?, file()?);
+    source
+        .write_all_at(&SAMPLE, 0)
+        .and_then(|()| sparse::reflink(&source, &target))
+        .map_err(|error| FileError::new("try reflinks in", directory.path(), error))
+}
+
+/// The error of a pool that has to share data and cannot.
+pub(super) fn cannot_share(pool: &PoolName, path: &Path) -> PoolError {
+    let filesystem = match system::filesystem_name(path) {
+        Ok(Some("XFS")) => "this XFS, made with reflink=0,",
+        Ok(Some(name)) => name,
+        _ => "its filesystem",
+    };
+    PoolError::Unsuited {
+        pool: pool.clone(),
+        directory: path.to_owned(),
+        reason: format!(
+            "{filesystem} has no reflinks; XFS, btrfs and bcachefs have; with `size` the pool \
+             gets such a filesystem of its own, and drivers file and qcow2 do without"
+        ),
+    }
+}
