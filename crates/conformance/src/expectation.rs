@@ -20,6 +20,10 @@ pub(crate) fn holds(
 
 /// Expects that something is as it should be.
 #[track_caller]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a law reads better without a sign before each of its values"
+)]
 pub(crate) fn equal<Real, Wanted>(what: impl Display, real: Real, wanted: Wanted) -> Verdict
 where
     Real: PartialEq<Wanted> + Debug,

@@ -21,6 +21,7 @@ pub mod law;
 pub mod laws;
 mod material;
 mod random;
+mod replica;
 pub mod small;
 pub mod testing;
 pub mod worker;

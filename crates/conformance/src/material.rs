@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use sistemo_model::{Access, Bytes, Filesystem, Role, Timestamp, VolumeId};
 use sistemo_pools::{Content, Description, Location, Pool, PoolError};
@@ -112,17 +113,22 @@ pub(crate) fn knows_holes(pool: &dyn Pool, id: VolumeId) -> Result<bool, PoolErr
 
 /// A file on the pool's filesystem but outside it, which is gone when it is closed.
 pub(crate) fn source(bench: &Bench, length: u64, data: &[(u64, &[u8])]) -> io::Result<File> {
-    let path = bench.scratch().join(VolumeId::random().to_string());
-    let options = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .clone();
-    let file = options.open(&path)?;
-    std::fs::remove_file(&path)?;
+    let file = temporary_file(bench.scratch())?;
     file.set_len(length)?;
     for (at, bytes) in data {
         file.write_all_at(bytes, *at)?;
     }
+    Ok(file)
+}
+
+/// An empty file in a directory, which is gone when it is closed.
+pub(crate) fn temporary_file(directory: &Path) -> io::Result<File> {
+    let path = directory.join(VolumeId::random().to_string());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    std::fs::remove_file(&path)?;
     Ok(file)
 }

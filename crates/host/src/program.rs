@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Where system programs are, also when an ordinary user's PATH leaves them out.
 const SYSTEM_PATH: [&str; 6] = [
@@ -109,6 +110,7 @@ pub struct Program {
     inherited: Vec<OwnedFd>,
     input: Vec<u8>,
     limit: Option<Duration>,
+    own_group: bool,
 }
 
 impl Program {
@@ -140,6 +142,7 @@ impl Program {
             inherited: Vec::new(),
             input: Vec::new(),
             limit: None,
+            own_group: false,
         }
     }
 
@@ -216,6 +219,14 @@ impl Program {
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Program {
         self.limit = Some(limit);
+        self
+    }
+
+    /// Makes it the first of a process group of its own: what it starts can be killed with it, and
+    /// a key on the terminal interrupts us alone.
+    #[must_use]
+    pub fn own_group(mut self) -> Program {
+        self.own_group = true;
         self
     }
 
@@ -407,6 +418,9 @@ impl Program {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
+        if self.own_group {
+            command.process_group(0);
+        }
         let mappings = (FIRST_INHERITED..)
             .zip(self.inherited)
             .map(|(child_fd, parent_fd)| FdMapping {
@@ -491,6 +505,19 @@ impl Running {
         // Both fail only where the process has ended and been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    /// Kills it with all of its [group](Program::own_group) and waits until it is gone; what has
+    /// ended is no error.
+    pub fn kill_group(&mut self) {
+        // A child that nobody has waited for keeps its number, so this is no other group.
+        if let Ok(None) = self.child.try_wait() {
+            let group = Pid::from_child(&self.child);
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.kill();
     }
 }
 
@@ -646,6 +673,22 @@ mod tests {
             .run()
             .unwrap_err();
         assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_group_is_killed_with_its_children() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut group = Program::find("sh")
+            .unwrap()
+            .args(["-c", "sleep 60 & echo started; wait"])
+            .own_group()
+            .spawn_logged(OwnedFd::from(writer).into())
+            .unwrap();
+        let mut lines = BufReader::new(reader).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "started");
+        group.kill_group();
+        // The child has the other end of the pipe open for as long as it lives.
+        assert!(lines.next().is_none());
     }
 
     #[test]

@@ -10,15 +10,25 @@
 //! | `filling` | drafts that are filled from files or written by programs |
 //! | `reaching` | opening, closing, describing |
 //! | `damage` | what is broken is found |
+//! | `clones` | volumes that are made from volumes |
+//! | `snapshots` | volumes as they were |
+//! | `work` | work of all kinds, compared with the same done in memory |
+//! | `processes` | processes that are killed half-way, and several at once |
+//! | `space` | a pool that is full, and what takes no space |
 
+mod clones;
 mod contents;
 mod damage;
 mod filling;
 mod growing;
 mod making;
 mod pools;
+mod processes;
 mod reaching;
 mod removing;
+mod snapshots;
+mod space;
+mod work;
 
 use crate::law::{Law, Need};
 
@@ -34,19 +44,27 @@ macro_rules! every_law {
             },)*)*
         ];
 
-        /// Makes a module of tests, one for each law, each on a bench of its own: an expression
-        /// that is a [`Bench`](crate::Bench), or an `Option` of one where the test may lack a
-        /// prerequisite.
+        /// Makes a module of tests, one for each law; see [`testing`](crate::testing).
+        ///
+        /// `open` is a function that opens the pool of a [`Place`](crate::Place). `bench` is
+        /// evaluated for each test: a [`Bench`](crate::Bench), or an `Option` of one where the
+        /// test may lack a prerequisite.
         #[macro_export]
         macro_rules! laws_hold_for {
-            ($dollar driver:ident, $dollar bench:expr) => {
+            ($dollar driver:ident, $dollar open:expr, $dollar bench:expr) => {
                 mod $dollar driver {
                     use super::*;
+
                     fn hold(law: &str) {
-                        let strict = std::env::var_os("SISTEMO_TEST_STRICT");
-                        let strict = strict.is_some_and(|value| value == "1");
-                        $dollar crate::testing::hold(law, $dollar bench, strict);
+                        $dollar crate::testing::hold(law, module_path!(), $dollar bench);
                     }
+
+                    #[test]
+                    #[ignore = "a task of other tests"]
+                    fn worker() {
+                        $dollar crate::testing::work(&$dollar open);
+                    }
+
                     $($(#[test] fn $name() { hold(stringify!($name)); })*)*
                 }
             };
@@ -142,6 +160,87 @@ every_law! { $
     damage {
         verify_finds_real_damage []
             "A volume whose data is cut short, gone or of another size than recorded is told of."
+    }
+    clones {
+        a_clone_holds_what_its_origin_does [Clones]
+            "A clone is a volume of its own that holds what its origin does, made at the cost \
+             that the pool tells of."
+        a_clone_and_its_origin_never_see_each_others_writes [Clones]
+            "What is written to a clone or its origin, and how far either grows, is nothing to \
+             the other."
+        a_clone_keeps_the_holes [Clones]
+            "A clone has no data where its origin has none."
+        a_clone_may_be_larger_but_not_smaller [Clones]
+            "A clone may be larger than its origin and reads as zeros behind it; a smaller one \
+             is refused."
+        a_chain_of_forty_clones_holds [Clones]
+            "Clones of clones hold what they should, forty deep and with some of them gone."
+        a_clone_and_its_origin_survive_each_other [Clones]
+            "A clone stays when its origin is removed, and the other way round."
+        a_clone_is_not_made_over_what_is_there [Clones]
+            "A clone is refused the ID of a volume or draft that is there."
+        a_clone_of_what_is_missing_is_refused [Clones]
+            "A clone of a volume, draft or snapshot that is not there is refused and leaves \
+             nothing."
+    }
+    snapshots {
+        a_snapshot_keeps_the_volume_as_it_was [Snapshots]
+            "A snapshot is listed with its size and time, and reads as the volume did, whatever \
+             is written later."
+        a_volume_with_snapshots_is_one_volume [Snapshots]
+            "A volume with snapshots is listed and described as one without."
+        reverting_takes_back_content_and_size [Snapshots]
+            "A volume that was reverted has the snapshot's content and size, and again when that \
+             is repeated."
+        reverting_changes_the_size_alone_in_the_description [Snapshots]
+            "A volume that was renamed keeps its name when it is reverted."
+        all_snapshots_stay_after_a_revert [Snapshots]
+            "A revert loses no snapshot, neither older nor newer ones."
+        snapshot_names_reach_their_limits [Snapshots]
+            "Any name that a snapshot can have works, and none is taken for another."
+        a_snapshot_is_not_taken_twice [Snapshots]
+            "A name that a volume has given is refused, and its snapshot stays as it is."
+        deleting_a_snapshot_keeps_the_others [Snapshots]
+            "A snapshot can be deleted whatever its place, and again, which changes nothing."
+        a_snapshot_keeps_the_holes [Snapshots]
+            "A snapshot has no data where the volume has none, and nor has what reverts to it."
+        a_clone_can_be_made_from_a_snapshot [Clones Snapshots]
+            "A clone of a snapshot holds what that does, and outlives the snapshot and its volume."
+        removing_a_volume_takes_its_snapshots_along [Snapshots]
+            "A removed volume leaves no snapshots, to another of the same ID neither."
+        snapshots_of_what_is_missing_are_refused [Snapshots]
+            "What is asked of a missing volume or snapshot is refused as such, and deleting \
+             changes nothing."
+        a_snapshot_can_be_taken_while_the_volume_is_read [Snapshots]
+            "A snapshot can be taken while the volume is open to be read."
+    }
+    work {
+        whatever_is_done_every_volume_holds_what_it_should []
+            "Through hundreds of random steps, every volume and snapshot holds what was put into \
+             it."
+    }
+    processes {
+        two_processes_work_in_one_pool [Worker]
+            "Two processes that work on different volumes of one pool do not disturb each other."
+        whenever_it_is_killed_what_returned_is_there_and_the_rest_recovers [Worker]
+            "After a kill at any instant, what had returned is there, and what was cut short is \
+             undone or can be repeated."
+    }
+    space {
+        a_write_that_finds_the_pool_full_says_so [SmallPlace]
+            "A write to a full pool fails as such, harms nothing, and removing gives the room \
+             back."
+        filling_that_finds_the_pool_full_leaves_nothing [SmallPlace]
+            "Filling a draft that does not fit fails as such and leaves nothing."
+        a_full_pool_does_what_is_asked_or_stays_as_it_is [SmallPlace]
+            "In a full pool every operation is done or refused as such, and then changes nothing."
+        an_instant_clone_takes_no_space [Clones SmallPlace]
+            "Instant clones fit into a pool that has no room for a copy."
+        an_instant_snapshot_takes_no_space [Snapshots SmallPlace]
+            "Instant snapshots, and reverting to them, fit into a pool that has no room for a \
+             copy."
+        a_copy_that_finds_no_space_leaves_nothing [Clones SmallPlace]
+            "A clone or snapshot that is a copy fails as such in a full pool and leaves nothing."
     }
 }
 
