@@ -2,21 +2,21 @@
 //!
 //! A volume is a subvolume, `<id>`, that holds its data, `data.raw`; and, beside the subvolume,
 //! its description, `<id>.json`. A snapshot is a read-only subvolume, `<id>@<name>`, that the
-//! kernel made of the volume's. While something is being made of a volume there is a directory
-//! `<id>.new` (the volume) or `<id>.work` (anything else), in which a new subvolume has the name
-//! `volume` before it is moved to its place. A subvolume that is taken apart, where it cannot be
-//! deleted in one step, has the name `<id>.gone`. The state of a volume can be read from the
-//! names alone, after a crash too:
+//! kernel made of the volume's; and an empty file, `<id>.taken@<name>`, for its time. While
+//! something is being made of a volume there is a directory `<id>.new` (the volume) or
+//! `<id>.work` (anything else), in which a new subvolume has the name `volume` before it is moved
+//! to its place. A subvolume that is taken apart, where it cannot be deleted in one step, has the
+//! name `<id>.gone`. The state of a volume can be read from the names alone, after a crash too:
 //!
 //! | `<id>` | `.json` | besides | state | how it came about | what recovers it |
 //! |---|---|---|---|---|---|
 //! | yes | yes | – | [`Found::Volume`] | created, cloned | |
 //! | yes | yes | `.new` | [`Found::Volume`] | create or clone killed at its end | the next operation on it |
-//! | yes | yes | `.work`, `.gone` | [`Found::Volume`] | snapshot, revert or delete of a snapshot killed | the next operation on it |
+//! | yes | yes | `.work`, `.gone`, `.taken` alone | [`Found::Volume`] | snapshot, revert or delete of a snapshot killed | the next operation on it |
 //! | yes | no, or unreadable | any | [`Found::Undescribed`] | damage | [`Pool::describe`] |
-//! | – | any | `.new` | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
-//! | – | yes | any but `.new` | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
-//! | – | – | `.work`, `.gone` or snapshots | [`Found::Orphan`] | remove killed, then damage | [`Pool::remove`] |
+//! | – | any | `.new`, no snapshot | [`Found::Draft`] | create or clone killed | [`Pool::remove`] |
+//! | – | yes | anything else | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`] |
+//! | – | – | `.work`, `.gone`, snapshots | [`Found::Orphan`] | remove killed, then damage | [`Pool::remove`] |
 //! | – | – | only `.json.part` | [`Found::Draft`] | create killed, then damage | [`Pool::remove`] |
 //! | no subvolume, or without its data | any | any | [`Found::Damaged`] | damage | a person |
 //!
@@ -44,8 +44,10 @@
 //! place cannot get into a snapshot afterwards, for such writes wait while one is made (Linux
 //! commit e9894fd3e3b3).
 //!
-//! The time at which a snapshot was taken is the modification time of its directory: the
-//! volume's is set just before, and the snapshot's cannot be changed.
+//! The time at which a snapshot was taken is the modification time of an empty file,
+//! `<id>.taken@<name>`, that the same commit carries. It is not kept in the subvolume: the first
+//! change to one after a snapshot makes the kernel count the users of all extents that the
+//! changed part of the tree knows, which would make snapshots of fragmented volumes slower.
 
 mod draft;
 mod driver;
@@ -361,12 +363,14 @@ fn check_suited(pool: &PoolName, directory: &Directory) -> Result<(), PoolError>
     let path = directory.path();
     match system::filesystem_name(path) {
         Ok(Some("btrfs")) => Ok(()),
-        Ok(_) => Err(PoolError::Unsuited {
+        Ok(other) => Err(PoolError::Unsuited {
             pool: pool.clone(),
             directory: path.to_owned(),
-            reason: "it is not on a btrfs; with a size the pool gets a btrfs of its own, and a \
-                     qcow2 pool clones at once on any filesystem"
-                .to_owned(),
+            reason: format!(
+                "it is on {}, not on btrfs; with a size the pool gets a btrfs of its own, and a \
+                 qcow2 pool clones at once on any filesystem",
+                other.unwrap_or("another filesystem")
+            ),
         }),
         Err(error) => {
             let source = FileError::new("look up the filesystem of", path, error);
@@ -466,11 +470,13 @@ impl Pool for BtrfsPool {
         match self.locate(id, &names::volume(id))? {
             Data::File { directory, stat } => return self.volume(id, &directory, stat),
             Data::Flawed(flaw) => return Ok(Some(Found::Damaged { id, flaw })),
-            Data::Missing if draft => return Ok(Some(Found::Draft { id })),
             Data::Missing => {}
         }
         let parts = self.parts(id)?;
+        let is_snapshot = |(kind, _): &(Kind, String)| matches!(kind, Kind::Snapshot(_));
         Ok(match parts.as_slice() {
+            // Nobody removes what has snapshots for a draft.
+            parts if draft && !parts.iter().any(is_snapshot) => Some(Found::Draft { id }),
             [] => None,
             [(Kind::Part, _)] => Some(Found::Draft { id }),
             _ => Some(Found::Orphan {
@@ -501,6 +507,7 @@ impl Pool for BtrfsPool {
                 Kind::Volume => subvolumes.insert(0, name),
                 Kind::Snapshot(_) => subvolumes.push(name),
                 // The description last: it says what the rest belongs to.
+                Kind::Taken(_) => files.insert(0, name),
                 Kind::Description | Kind::Part => files.push(name),
                 Kind::Nursery | Kind::Workplace | Kind::Doomed => {}
             }

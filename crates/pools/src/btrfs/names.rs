@@ -13,8 +13,9 @@ const DOOMED: &str = ".gone";
 const DESCRIPTION: &str = ".json";
 /// Behind the name of a file that is being replaced; as `Directory::replace` has it.
 const PART: &str = ".json.part";
-/// Between a volume's ID and the name of its snapshot. No other name has it.
-const SNAPSHOT: char = '@';
+/// Between a volume's ID and the name of its snapshot. No name has the character itself.
+const SNAPSHOT: &str = "@";
+const TAKEN: &str = ".taken@";
 const ID_LENGTH: usize = 36;
 
 /// What something in the pool is to its volume.
@@ -24,6 +25,8 @@ pub(super) enum Kind {
     Volume,
     /// The subvolume of a snapshot; where it is, the snapshot exists.
     Snapshot(SnapshotName),
+    /// The empty file whose time is that of a snapshot.
+    Taken(SnapshotName),
     /// The directory in which it is made.
     Nursery,
     /// The directory in which an operation on it works.
@@ -42,6 +45,10 @@ pub(super) fn volume(id: VolumeId) -> String {
 
 pub(super) fn snapshot(id: VolumeId, name: &SnapshotName) -> String {
     format!("{id}{SNAPSHOT}{name}")
+}
+
+pub(super) fn taken(id: VolumeId, name: &SnapshotName) -> String {
+    format!("{id}{TAKEN}{name}")
 }
 
 pub(super) fn nursery(id: VolumeId) -> String {
@@ -71,7 +78,10 @@ pub(super) fn parse(name: &str) -> Option<(VolumeId, Kind)> {
         DOOMED => Kind::Doomed,
         DESCRIPTION => Kind::Description,
         PART => Kind::Part,
-        _ => Kind::Snapshot(rest.strip_prefix(SNAPSHOT)?.parse().ok()?),
+        _ => match rest.strip_prefix(TAKEN) {
+            Some(name) => Kind::Taken(name.parse().ok()?),
+            None => Kind::Snapshot(rest.strip_prefix(SNAPSHOT)?.parse().ok()?),
+        },
     };
     Some((id, kind))
 }
@@ -99,10 +109,20 @@ mod tests {
     fn no_name_of_a_snapshot_is_taken_for_something_else() {
         let id = VolumeId::random();
         let longest = "s".repeat(63);
-        for name in ["a", "a.new", "a.work", "a.gone", "9.json", longest.as_str()] {
+        for name in [
+            "a",
+            "a.new",
+            "a.work",
+            "a.gone",
+            "taken",
+            "9.json",
+            longest.as_str(),
+        ] {
             let name: SnapshotName = name.parse().unwrap();
             let kind = Kind::Snapshot(name.clone());
             assert_eq!(parse(&snapshot(id, &name)), Some((id, kind)), "{name}");
+            let kind = Kind::Taken(name.clone());
+            assert_eq!(parse(&taken(id, &name)), Some((id, kind)), "{name}");
         }
     }
 
@@ -115,6 +135,8 @@ mod tests {
             format!("{id}.ext4"),
             format!("{id}.json.new"),
             format!("{id}@"),
+            format!("{id}.taken@"),
+            format!("{id}.takena"),
             format!("{id}@-a"),
             format!("{id}@a/b"),
             format!("{id}@{}", "s".repeat(64)),

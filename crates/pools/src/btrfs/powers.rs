@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
 use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError, Open};
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
@@ -88,8 +89,10 @@ impl BtrfsPool {
         made
     }
 
-    /// Lets a volume's directory say that now is the time: a snapshot keeps that for good.
-    fn stamp(directory: &Directory) -> Result<(), FileError> {
+    /// Records that a snapshot is taken now; durable together with the snapshot.
+    fn stamp(&self, volume: VolumeId, snapshot: &SnapshotName) -> Result<(), FileError> {
+        let name = names::taken(volume, snapshot);
+        let file = self.directory.file(&name, Open::CreateOrOpen)?;
         let now = Timestamp::now();
         let times = Timestamps {
             last_access: Timespec {
@@ -101,16 +104,25 @@ impl BtrfsPool {
                 tv_nsec: now.subsec_nanosecond().into(),
             },
         };
-        rustix::fs::futimens(directory, &times)
-            .map_err(|error| FileError::new("set the time of", directory.path(), error))
+        rustix::fs::futimens(&file, &times).map_err(|error| {
+            FileError::new("set the time of", self.directory.path_of(&name), error)
+        })
     }
 
-    fn created(directory: &Directory) -> Result<Timestamp, FileError> {
-        let failed = |error| FileError::new("look up", directory.path(), error);
-        let stat = rustix::fs::fstat(directory).map_err(failed)?;
-        let nanoseconds = i32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-        // A time that the clock cannot have had is as good as none.
-        Ok(Timestamp::new(stat.st_mtime, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH))
+    /// When a snapshot was taken, as far as that is still known.
+    fn created(&self, volume: VolumeId, snapshot: &SnapshotName) -> Result<Timestamp, FileError> {
+        let name = names::taken(volume, snapshot);
+        match rustix::fs::statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let nanoseconds = i32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+                Ok(Timestamp::new(stat.st_mtime, nanoseconds).unwrap_or_default())
+            }
+            Err(Errno::NOENT) => Ok(Timestamp::default()),
+            Err(error) => {
+                let path = self.directory.path_of(&name);
+                Err(FileError::new("look up", path, error))
+            }
+        }
     }
 }
 
@@ -162,8 +174,9 @@ impl Snapshots for BtrfsPool {
         for name in self.snapshot_names(volume)? {
             // One that is damaged is what `verify` tells of; one may go away meanwhile.
             let subvolume = names::snapshot(volume, &name);
-            if let Data::File { directory, stat } = self.locate(volume, &subvolume)? {
-                let created = BtrfsPool::created(&directory)
+            if let Data::File { stat, .. } = self.locate(volume, &subvolume)? {
+                let created = self
+                    .created(volume, &name)
                     .map_err(|error| self.subject(volume).failed("look up", error))?;
                 snapshots.push(Snapshot {
                     name,
@@ -200,12 +213,17 @@ impl Snapshots for BtrfsPool {
                 snapshot: name.clone(),
             });
         }
-        BtrfsPool::stamp(&directory).map_err(failed)?;
         let target = self.directory.path_of(&snapshot);
-        workplace.run(ACTION, |lock| {
-            subvolume::snapshot(lock, directory.path(), &target, Kept::ReadOnly)
-        })?;
-        Ok(Way::Subvolume)
+        let taken = self.stamp(volume, name).map_err(failed).and_then(|()| {
+            workplace.run(ACTION, |lock| {
+                subvolume::snapshot(lock, directory.path(), &target, Kept::ReadOnly)
+            })
+        });
+        if taken.is_err() {
+            // Where this fails too, an empty file stays that nothing looks at.
+            let _ = self.directory.unlink(&names::taken(volume, name));
+        }
+        taken.map(|()| Way::Subvolume)
     }
 
     fn revert(
@@ -277,6 +295,8 @@ impl Snapshots for BtrfsPool {
         }
         let workplace = Workplace::enter(self, volume, ACTION)?;
         let changed = workplace.discard(&[name], ACTION)?;
+        let taken = names::taken(volume, snapshot);
+        let _ = self.directory.unlink(&taken).map_err(failed)?;
         drop(workplace);
         self.directory.flush().map_err(failed)?;
         Ok(changed)

@@ -11,6 +11,7 @@ use sistemo_host::lock::{self, Lock, LockError};
 use sistemo_host::program::ProgramError;
 use sistemo_model::VolumeId;
 
+use super::names::Kind;
 use super::{BtrfsPool, names, subvolume};
 use crate::PoolError;
 
@@ -76,6 +77,7 @@ impl<'a> Workplace<'a> {
             Ok(()) => {}
             Err(error) if error.is_already_there() => {
                 abandoned(&name)?;
+                forget_untaken(pool, id, action)?;
                 pool.directory.make_subdirectory(&name).map_err(failed)?;
             }
             Err(error) => return Err(failed(error)),
@@ -238,6 +240,20 @@ impl<'a> Workplace<'a> {
         let _ = directory.remove_subdirectory(name).map_err(failed)?;
         Ok(())
     }
+}
+
+/// Removes the times of snapshots that were never taken.
+fn forget_untaken(pool: &BtrfsPool, id: VolumeId, action: &'static str) -> Result<(), PoolError> {
+    let failed = |error| pool.subject(id).failed(action, error);
+    for (kind, name) in pool.parts(id)? {
+        if let Kind::Taken(snapshot) = kind {
+            let snapshot = names::snapshot(id, &snapshot);
+            if !pool.directory.contains(&snapshot).map_err(failed)? {
+                let _ = pool.directory.unlink(&name).map_err(failed)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Workplace<'_> {
