@@ -6,6 +6,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`directory`] | files in one directory, opened without following links, published atomically |
+//! | [`lifeline`] | programs that end when nobody holds on to them |
 //! | [`lock`] | advisory file locks that die with their holders |
 //! | [`process`] | processes known by more than a number |
 //! | [`program`] | running other programs |
@@ -14,6 +15,7 @@
 //! | [`system`] | facts about this host |
 
 pub mod directory;
+pub mod lifeline;
 pub mod lock;
 pub mod process;
 pub mod program;
