@@ -100,9 +100,11 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::StorageConf(error) => return storage_conf_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
-        Error::Start { .. } | Error::Boot { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
-            "sistemo doctor".to_owned()
-        }
+        Error::Start { .. }
+        | Error::Boot { .. }
+        | Error::NoVmm(_)
+        | Error::Vmm { .. }
+        | Error::VolumeAccess { .. } => "sistemo doctor".to_owned(),
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
         Error::ImageFile { .. } => {

@@ -16,10 +16,12 @@
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
+mod disks;
 pub mod doctor;
 mod engine;
 mod error;
 mod filesystems;
+mod formatting;
 pub mod images;
 pub mod machines;
 pub mod pools;
