@@ -104,7 +104,10 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Boot { .. }
         | Error::NoVmm(_)
         | Error::Vmm { .. }
-        | Error::VolumeAccess { .. } => "sistemo doctor".to_owned(),
+        | Error::VolumeAccess { .. }
+        | Error::Image {
+            action: "build", ..
+        } => "sistemo doctor".to_owned(),
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
         Error::ImageFile { .. } => {
@@ -121,9 +124,6 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Settings(SettingsError::UnknownKey { known, .. }) => {
             format!("the settings are {}", known.join(", "))
         }
-        Error::Image {
-            action: "build", ..
-        } => "sistemo doctor".to_owned(),
         Error::Settings(
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )

@@ -62,6 +62,7 @@ pub(crate) mod tests {
     use sistemo_host::sparse::CopyPath;
     use sistemo_model::{Bytes, Lifecycle, Role, Timestamp, VolumeId};
     use sistemo_pools::{Content, PoolError};
+    use sistemo_testkit::{Requirement, met};
 
     use super::*;
     use crate::engine::{Caller, Engine, MonitorCommand};
@@ -107,6 +108,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_volume_that_no_program_can_write_is_formatted_all_the_same() {
+        if !met(&["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"].map(Requirement::Program)) {
+            return;
+        }
         let home = tempfile::tempdir().unwrap();
         let engine = engine(&home.path().join("data"));
         let pool = engine.pool(&"default".parse().unwrap()).unwrap();
