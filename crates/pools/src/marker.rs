@@ -198,7 +198,8 @@ pub(crate) fn check(
 }
 
 /// A name for a file that nothing looks at, nobody else's.
-pub(crate) fn scratch_name() -> String {
+#[must_use]
+pub fn scratch_name() -> String {
     format!("{MARKER}.{}.new", CatalogueId::random().simple())
 }
 

@@ -32,7 +32,7 @@ fn qemu_img(arguments: &[&str], files: &[&Path]) {
     program.args(files).run().unwrap();
 }
 
-fn create(path: &Path, size: Bytes) {
+pub(crate) fn create(path: &Path, size: Bytes) {
     let size = size.get().to_string();
     let program = Program::find("qemu-img").unwrap();
     let program = program.args(["create", "-q", "-f", "qcow2"]);
@@ -40,7 +40,7 @@ fn create(path: &Path, size: Bytes) {
 }
 
 /// An empty file over another, made without a look at that one, which may be in use.
-fn create_over(path: &Path, lower: &Path, size: Bytes) {
+pub(crate) fn create_over(path: &Path, lower: &Path, size: Bytes) {
     let size = size.get().to_string();
     let program = Program::find("qemu-img").unwrap();
     let program = program.args(["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"]);
@@ -48,7 +48,7 @@ fn create_over(path: &Path, lower: &Path, size: Bytes) {
 }
 
 /// The bytes of a disk that is a qcow2 file, whole.
-fn content(path: &Path) -> Vec<u8> {
+pub(crate) fn content(path: &Path) -> Vec<u8> {
     qemu_img(&["check", "-q"], &[path]);
     let raw = path.with_extension("raw");
     qemu_img(&["convert", "-f", "qcow2", "-O", "raw"], &[path, &raw]);
@@ -244,6 +244,7 @@ fn a_flattened_disk_needs_its_lower_files_no_more() {
     let last = wait_for_more(&rig);
     control.quit().unwrap();
     rig.wait_gone();
+    drop(control);
     let flat = content(&layer(4));
     assert!((1..=last).all(|number| holds_block(&flat, number)));
 
