@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use sistemo::images::NewImport;
 use sistemo::machines::{Deploy, DeploySource, MachineView, StartMode, StopRequest, Wait};
-use sistemo::model::{Bytes, Filesystem, ImageName, Reference};
+use sistemo::model::{Bytes, Filesystem, ImageName, PoolName, Reference};
+use sistemo::pools::NewPool;
 use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Caller, Engine, MonitorCommand, Notice, Reporter, Settings};
 use sistemo_host::directory::Directory;
-use sistemo_testkit::{Action, TinyGuest};
+use sistemo_testkit::filesystem::{LoopFilesystem, LoopKind};
+use sistemo_testkit::{Action, Requirement, TinyGuest, met};
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -148,6 +150,52 @@ impl Drop for House {
         };
         let _ = engine.stop_all(StopRequest::Forced);
     }
+}
+
+/// Writes into a volume's file, as a guest would.
+pub(crate) fn write_into(volume: &VolumeView, offset: u64, data: &[u8]) {
+    let path = volume.path.as_ref().unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(data, offset).unwrap();
+}
+
+/// Whether a volume's file holds this.
+pub(crate) fn holds(volume: &VolumeView, offset: u64, data: &[u8]) -> bool {
+    let mut found = vec![0; data.len()];
+    let file = File::open(volume.path.as_ref().unwrap()).unwrap();
+    file.read_exact_at(&mut found, offset).is_ok() && found == data
+}
+
+/// A filesystem with reflinks, on which clones cost nothing; `None` where none can be mounted.
+pub(crate) fn reflinks() -> Option<LoopFilesystem> {
+    let needed = [Requirement::Root, Requirement::Program("mkfs.xfs")];
+    met(&needed).then(|| LoopFilesystem::new(LoopKind::Xfs, Bytes::from_mib(400)))
+}
+
+/// A pool of that name on a filesystem.
+pub(crate) fn pool_on(engine: &Engine, name: &str, filesystem: &LoopFilesystem) -> PoolName {
+    let pool: PoolName = name.parse().unwrap();
+    let directory = filesystem.path().join(name).display().to_string();
+    engine
+        .add_pool(&NewPool {
+            name: pool.clone(),
+            driver: "file".to_owned(),
+            options: vec![("dir_path".to_owned(), directory)],
+        })
+        .unwrap();
+    pool
+}
+
+/// A bare volume in a pool.
+pub(crate) fn volume_in(engine: &Engine, pool: &PoolName, name: &str, mib: u64) -> VolumeView {
+    engine
+        .create_volume(NewVolume {
+            size: Bytes::from_mib(mib),
+            name: Some(name.parse().unwrap()),
+            pool: Some(pool.clone()),
+            filesystem: Filesystem::None,
+        })
+        .unwrap()
 }
 
 /// An example of this crate, which cargo builds beside its tests.

@@ -6,10 +6,14 @@
     reason = "all of this is a test, also what is not marked as one"
 )]
 
+mod clones;
+mod exchange;
 mod fixture;
+mod image_copies;
 mod images;
 mod machines;
 mod pools;
 mod recovery;
 mod running;
+mod snapshots;
 mod volumes;

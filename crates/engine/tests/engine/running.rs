@@ -3,17 +3,19 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use sistemo::Engine;
-use sistemo::Error;
+use sistemo::clones::NewClone;
+use sistemo::exchange::Export;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
-use sistemo::model::{Access, Bytes, PauseCause, StopHow};
+use sistemo::model::{Access, Bytes, PauseCause, SnapshotName, StopHow};
+use sistemo::{Engine, Error, Notice, Way};
 use sistemo_catalog::{Catalogue, Intent};
 use sistemo_host::directory::Directory;
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_testkit::{Action, Requirement, met};
 
 use crate::fixture::{
-    House, MIB, attaching, example, plan, reference, start, volume, wait_for_text, wait_until,
+    House, MIB, attaching, example, holds, plan, pool_on, reference, reflinks, start, volume,
+    volume_in, wait_for_text, wait_until,
 };
 
 const GRACEFUL: StopRequest = StopRequest::Graceful {
@@ -467,4 +469,159 @@ fn a_volume_whose_content_looks_like_qcow2_is_still_raw() {
         engine.volume(&reference("data")).unwrap().size_bytes,
         16 * MIB
     );
+}
+
+/// Writes to the data volume, which is then on disk, and goes on.
+const WRITES: &[Action] = &[Action::Write("vdb"), Action::Count];
+
+fn snapshot_is_whole(engine: &Engine, snapshot: &SnapshotName) {
+    let clone = engine
+        .clone_volume(&NewClone {
+            source: reference("data"),
+            snapshot: Some(snapshot.clone()),
+            name: "clone".parse().unwrap(),
+            pool: None,
+        })
+        .unwrap();
+    assert!(holds(&clone.volume, 0, b"sistemo\n"));
+}
+
+#[test]
+fn a_running_machine_is_held_while_its_volume_is_copied() {
+    let Some((house, engine)) = guest(WRITES) else {
+        return;
+    };
+    start(&engine, "m");
+    console_shows(&engine, "count 3");
+    house.notices();
+    let taken = engine.take_snapshot(&reference("data"), None).unwrap();
+    assert_eq!(taken.way, Way::Copied);
+    assert!(
+        matches!(house.notices().as_slice(), [Notice::HeldForCopy { .. }]),
+        "its user is told"
+    );
+    let log = engine.console_log(&reference("m")).unwrap();
+    let length = || std::fs::metadata(&log).unwrap().len();
+    let before = length();
+    wait_until("it counts on", || length() > before);
+    wait_until("its record", || machine(&engine).status == "running");
+    snapshot_is_whole(&engine, &taken.snapshot.name);
+}
+
+#[test]
+fn a_running_machine_goes_on_where_a_snapshot_is_instant() {
+    let Some(filesystem) = reflinks() else { return };
+    let Some((house, engine)) = guest(WRITES) else {
+        return;
+    };
+    let fast = pool_on(&engine, "fast", &filesystem);
+    engine
+        .detach_volume(&reference("m"), &reference("data"))
+        .unwrap();
+    engine.delete_volume(&reference("data")).unwrap();
+    volume_in(&engine, &fast, "data", 16);
+    engine
+        .attach_volume(&reference("m"), &reference("data"), Access::ReadWrite)
+        .unwrap();
+    start(&engine, "m");
+    console_shows(&engine, "count 3");
+    house.notices();
+    let taken = engine.take_snapshot(&reference("data"), None).unwrap();
+    assert_eq!(taken.way, Way::Reflink);
+    assert_eq!(taken.machine.unwrap().as_str(), "m");
+    assert_eq!(house.notices(), [], "it was not held");
+    assert_eq!(machine(&engine).status, "running");
+    snapshot_is_whole(&engine, &taken.snapshot.name);
+    engine
+        .delete_snapshot(&reference("data"), &taken.snapshot.name)
+        .unwrap();
+}
+
+#[test]
+fn a_volume_in_use_is_read_from_its_snapshots_alone() {
+    let Some((house, engine)) = guest(&[]) else {
+        return;
+    };
+    start(&engine, "m");
+    let new = NewClone {
+        source: reference("data"),
+        snapshot: None,
+        name: "clone".parse().unwrap(),
+        pool: None,
+    };
+    let export = Export {
+        source: reference("data"),
+        snapshot: None,
+    };
+    let file = house.path("data.raw");
+    for (error, action) in [
+        (engine.clone_volume(&new).unwrap_err(), "clone"),
+        (engine.export_volume(&export, &file).unwrap_err(), "export"),
+    ] {
+        let text = format!("volume data is in use by m: cannot {action} it as it is now");
+        assert_eq!(error.to_string(), text);
+    }
+    let taken = engine.take_snapshot(&reference("data"), None).unwrap();
+    let error = engine.revert_volume(&reference("data"), None).unwrap_err();
+    assert!(matches!(error, Error::MachineActive { .. }), "{error}");
+    let export = Export {
+        snapshot: Some(taken.snapshot.name),
+        ..export
+    };
+    engine.export_volume(&export, &file).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 16 * MIB);
+}
+
+#[test]
+fn a_machine_that_its_user_has_paused_stays_so() {
+    let Some((house, engine)) = guest(&[Action::Count]) else {
+        return;
+    };
+    start(&engine, "m");
+    let _ = engine.pause_machine(&reference("m")).unwrap();
+    house.notices();
+    engine.take_snapshot(&reference("data"), None).unwrap();
+    assert_eq!(house.notices(), []);
+    assert_eq!(machine(&engine).status, "paused");
+    assert_eq!(
+        engine.resume_machine(&reference("m")).unwrap().1,
+        sistemo::Changed::Yes
+    );
+}
+
+#[test]
+fn a_machine_that_a_killed_snapshot_has_held_runs_on_with_the_next_command() {
+    let Some((house, engine)) = guest(&[Action::Count]) else {
+        return;
+    };
+    let id = start(&engine, "m").id;
+    let volume = engine.volume(&reference("data")).unwrap().id;
+    let catalogue = Catalogue::open(&house.data_dir()).unwrap();
+    let intent = Intent::SnapshotHeld {
+        machine: id,
+        volume,
+    };
+    // Killed before it has paused the machine, while it is paused, and after the machine's end.
+    for (pauses, stops) in [(false, false), (true, false), (true, true)] {
+        catalogue.write(|session| session.begin(&intent)).unwrap();
+        let runtime = house.data_dir().join("machines").join(id.to_string());
+        let mut control = sistemo_vmm::Vmm::connect(&sistemo_vmm::Qemu::new(), &runtime).unwrap();
+        if pauses {
+            control.pause().unwrap();
+        }
+        drop(control);
+        if stops {
+            let _ = engine
+                .stop_machine(&reference("m"), StopRequest::Forced)
+                .unwrap();
+        }
+        house.notices();
+        let next = house.engine();
+        assert!(
+            matches!(house.notices().as_slice(), [Notice::Recovered { .. }]),
+            "{pauses} {stops}"
+        );
+        let expected = if stops { "stopped" } else { "running" };
+        wait_until("its record", || machine(&next).status == expected);
+    }
 }
