@@ -389,8 +389,8 @@ fn a_revert_brings_back_the_data_and_the_size_and_keeps_the_snapshots() {
         scene.revert(made.id, "large").unwrap();
         assert_eq!(scene.word(made.id, 0), "new!");
         let path = scene.pool.facts(made.id).unwrap().path;
-        let mode = path.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let permissions = path.metadata().unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, 0o600);
         assert_eq!(scene.files().len(), 4);
     }
 }
