@@ -25,7 +25,7 @@ pub(crate) enum Command {
     /// Check that a driver does what every driver must
     ///
     /// Tries each law of the driver contract on pools that are made for it and removed afterwards,
-    /// in a new directory within dir_path, or within the data directory. No other pool and no
+    /// in a new directory within `dir_path`, or within the data directory. No other pool and no
     /// volume is touched. As root, full pools are tried too, on small filesystems that are mounted
     /// meanwhile.
     #[command(after_help = "\
@@ -196,7 +196,8 @@ fn summary_of(checked: &CheckedDriver) -> String {
         text.push_str("; interrupted");
     }
     if counts.failed > 0 {
-        text.push_str(&format!("; --seed {} repeats it", checked.seed));
+        let seed = checked.seed.to_string();
+        text.extend(["; --seed ", &seed, " repeats it"]);
     }
     text
 }

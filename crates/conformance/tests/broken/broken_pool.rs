@@ -92,9 +92,11 @@ impl BrokenPool {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        let named = |name: &String| name[7..].parse().unwrap();
+        let behind_number = |file: &String| file[7..].parse().unwrap();
         let past = self.past(id);
-        let files = names.iter().map(|name| (named(name), past.join(name)));
+        let files = names
+            .iter()
+            .map(|file| (behind_number(file), past.join(file)));
         files.collect()
     }
 
