@@ -176,7 +176,7 @@ fn a_panic_is_found_and_the_other_laws_are_tried() {
     let failure = finds("describe_replaces_once", &bench);
     assert_eq!(failure.expected, "no panic");
     assert_eq!(failure.happened, "it panicked: nobody describes this");
-    let first: Vec<_> = laws().iter().copied().take(4).collect();
+    let first: Vec<_> = laws().iter().copied().take(2).collect();
     let describe = laws()
         .iter()
         .find(|law| law.name == "describe_replaces_once");
@@ -185,7 +185,7 @@ fn a_panic_is_found_and_the_other_laws_are_tried() {
         &[&[*describe.unwrap()], &first[..]].concat(),
         &mut |_| ControlFlow::Continue(()),
     );
-    assert_eq!((counts.failed, counts.passed + counts.not_claimed), (1, 4));
+    assert_eq!((counts.failed, counts.passed + counts.not_claimed), (1, 2));
 }
 
 #[test]
