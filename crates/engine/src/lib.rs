@@ -15,6 +15,7 @@
 //! | [`images`] | build, import, list, delete |
 //! | [`ssh_key`] | the key that every guest lets in |
 //! | [`settings`] | what can be configured, and where each value came from |
+//! | [`drivers`] | whether a driver does what every driver must |
 //! | [`doctor`] | whether a deploy would work on this host |
 //! | `image_copies` | images that stand in pools, for root volumes to be cloned from |
 //! | `holding` | the locks of a volume and of the machine that has it |
@@ -26,6 +27,7 @@ pub mod clones;
 mod copying;
 mod disks;
 pub mod doctor;
+pub mod drivers;
 mod engine;
 mod error;
 pub mod exchange;
