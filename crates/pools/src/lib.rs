@@ -13,6 +13,7 @@
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
 //! | [`marker`] | how a pool is recognised |
 //! | [`mod@file`] | the `file` driver: a directory of sparse files |
+//! | [`qcow2`] | the `qcow2` driver: overlays that freeze what they lie over |
 
 pub mod config;
 pub mod content;
@@ -21,6 +22,8 @@ pub mod description;
 mod error;
 pub mod file;
 pub mod marker;
+mod place;
+pub mod qcow2;
 mod record;
 pub mod registry;
 
@@ -36,4 +39,5 @@ pub use description::Description;
 pub use error::PoolError;
 pub use file::FilePool;
 pub use marker::FirstUse;
+pub use qcow2::Qcow2Pool;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

@@ -11,6 +11,7 @@ use sistemo_model::CatalogueId;
 
 use crate::config::PoolConfig;
 use crate::file::FileDriver;
+use crate::qcow2::Qcow2Driver;
 use crate::{FirstUse, Pool, PoolError};
 
 /// A way of keeping volumes.
@@ -129,7 +130,7 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Registry {
         Registry {
-            drivers: vec![Box::new(FileDriver)],
+            drivers: vec![Box::new(FileDriver), Box::new(Qcow2Driver)],
         }
     }
 
