@@ -306,6 +306,16 @@ impl Directory {
     pub fn publish(&self, temporary: &str, name: &str) -> Result<(), FileError> {
         let file = self.file(temporary, Open::Read)?;
         self.flush_file(temporary, &file)?;
+        self.publish_unflushed(temporary, name)?;
+        self.flush()
+    }
+
+    /// Gives a temporary file that the caller has flushed its final name where that is free,
+    /// without waiting for the directory: it is durable once the directory has been flushed.
+    ///
+    /// # Errors
+    /// Where the name is taken ([`FileError::is_already_there`]).
+    pub fn publish_unflushed(&self, temporary: &str, name: &str) -> Result<(), FileError> {
         let renamed = rustix::fs::renameat_with(
             &self.handle,
             temporary,
@@ -314,17 +324,14 @@ impl Directory {
             RenameFlags::NOREPLACE,
         );
         match renamed {
-            Ok(()) => {}
+            Ok(()) => Ok(()),
             // NFS and a few others do not know the flag; our locks keep the name ours.
             Err(Errno::INVAL | Errno::NOSYS) if !self.contains(name)? => {
-                self.rename_unflushed(temporary, name)?;
+                self.rename_unflushed(temporary, name)
             }
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                return Err(self.error("publish", name, Errno::EXIST));
-            }
-            Err(error) => return Err(self.error("publish", name, error)),
+            Err(Errno::INVAL | Errno::NOSYS) => Err(self.error("publish", name, Errno::EXIST)),
+            Err(error) => Err(self.error("publish", name, error)),
         }
-        self.flush()
     }
 
     /// Renames a file, replacing what had the new name, without waiting for the directory: after

@@ -176,6 +176,22 @@ impl AsFd for Lock {
     }
 }
 
+/// Takes the record lock on all of a file, which is held until the file is closed; `false` where
+/// another process has one on any part of it.
+///
+/// QEMU holds such locks on every image that it has open, see `fcntl_locking(2)` and its
+/// `file.locking`. They are of no use between two parts of one process.
+///
+/// # Errors
+/// What fcntl(2) says otherwise, such as on a filesystem without locks.
+pub fn take_record_lock(file: &File) -> std::io::Result<bool> {
+    match rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn holder(path: &Path) -> String {
     let read = || -> Option<String> {
         let (directory, name) = split(path).ok()?;

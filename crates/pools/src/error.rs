@@ -11,6 +11,7 @@ use sistemo_host::program::ProgramError;
 use sistemo_model::{Bytes, CatalogueId, PoolName, SnapshotName, VolumeId};
 
 use crate::external::{DriverFault, UnusableDriver};
+use crate::qcow2::ImageError;
 use crate::{Flaw, LiveDiskError};
 
 /// A pool operation that failed.
@@ -396,6 +397,16 @@ impl Subject<'_> {
                 volume,
                 source,
             },
+        }
+    }
+
+    /// Makes the error of an operation that a qcow2 file is in the way of.
+    pub(crate) fn image(self, action: &'static str, error: ImageError) -> PoolError {
+        match error {
+            ImageError::File(source) => self.failed(action, source),
+            fault @ ImageError::Fault { .. } => self.damaged(Flaw::Unreadable {
+                reason: fault.to_string(),
+            }),
         }
     }
 

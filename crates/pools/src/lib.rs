@@ -16,6 +16,7 @@
 //! | [`external`] | drivers that are programs of their own, and their protocol |
 //! | [`btrfs`] | the `btrfs` driver: a subvolume a volume |
 //! | [`mod@file`] | the `file` and `file-reflink` drivers: a directory of sparse files |
+//! | [`qcow2`] | the `qcow2` driver: overlays that freeze what they lie over |
 
 pub mod btrfs;
 pub mod config;
@@ -27,6 +28,8 @@ pub mod external;
 pub mod file;
 mod loop_backed;
 pub mod marker;
+mod place;
+pub mod qcow2;
 mod record;
 pub mod registry;
 
@@ -44,4 +47,5 @@ pub use error::PoolError;
 pub use external::{DriverFault, ExternalDriver, ExternalPool};
 pub use file::{FilePool, SetupCheck};
 pub use marker::FirstUse;
+pub use qcow2::Qcow2Pool;
 pub use registry::{Driver, DriverInfo, DriverOption, Power, Registry};

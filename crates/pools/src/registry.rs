@@ -16,6 +16,7 @@ use crate::btrfs::BtrfsDriver;
 use crate::config::PoolConfig;
 use crate::external::{self, ExternalDriver, Limits, UnusableDriver};
 use crate::file::{FileDriver, FileReflinkDriver};
+use crate::qcow2::Qcow2Driver;
 use crate::{FirstUse, Pool, PoolError};
 
 /// A way of keeping volumes.
@@ -187,6 +188,7 @@ impl Registry {
                 Box::new(FileDriver),
                 Box::new(FileReflinkDriver),
                 Box::new(BtrfsDriver),
+                Box::new(Qcow2Driver),
             ],
             external: None,
         }

@@ -1,0 +1,398 @@
+//! Clones and snapshots: freezing what is there and laying empty files over it.
+
+use rustix::fs::Mode;
+use sistemo_host::directory::Open;
+use sistemo_host::{Changed, lock};
+use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
+
+use super::chain::{self, Chain};
+use super::format::Fault;
+use super::image::{Image, ImageError, Summary};
+use super::{Files, Looked, Qcow2Pool, names};
+use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
+use crate::{Content, Description, LiveDiskError, PoolError, place};
+
+/// What new files are to lie over, and what has to be frozen first.
+struct Base {
+    layer: Option<String>,
+    freeze: Option<Image>,
+}
+
+impl Base {
+    /// What a volume that nobody uses holds in the file that is written.
+    fn of(data: Image) -> Base {
+        // What was not written since it was frozen needs no freezing again: chains stay short.
+        if data.is_blank() {
+            return Base {
+                layer: data.header().backing.clone(),
+                freeze: None,
+            };
+        }
+        Base::frozen(data)
+    }
+
+    fn frozen(data: Image) -> Base {
+        Base {
+            layer: Some(data.name()),
+            freeze: Some(data),
+        }
+    }
+}
+
+impl Qcow2Pool {
+    fn open_to_read(&self, id: VolumeId, name: &str) -> Result<Image, PoolError> {
+        chain::open_image(&self.directory, name, None)
+            .map_err(|error| self.subject(id).image("open", error))
+    }
+
+    /// Makes an empty file over a layer, flushed, under the name it has before it is published.
+    fn overlay(
+        &self,
+        id: VolumeId,
+        name: &str,
+        size: u64,
+        layer: Option<&str>,
+        taken: Option<Timestamp>,
+    ) -> Result<(), PoolError> {
+        let new = names::new(name);
+        self.unlink(id, &new)?;
+        let made = self
+            .directory
+            .file(&new, Open::CreateNew)
+            .map_err(ImageError::from)
+            .and_then(|file| Image::create(file, self.path_of(&new), size, layer, taken))
+            .and_then(|image| image.sync());
+        made.map_err(|error| {
+            self.discard(&[new]);
+            self.subject(id).image("write an overlay of", error)
+        })
+    }
+
+    fn publish(&self, id: VolumeId, name: &str) -> Result<(), PoolError> {
+        let new = names::new(name);
+        let published = self.directory.publish_unflushed(&new, name);
+        published.map_err(|source| {
+            self.discard(&[new]);
+            self.subject(id).failed("publish an overlay of", source)
+        })
+    }
+
+    /// Makes a volume's data a layer, durably, and gives the volume an empty file over it.
+    ///
+    /// A crash leaves the data as it was, or the empty file over it, which is as good.
+    fn freeze(&self, id: VolumeId, data: &Image, next: &str) -> Result<(), PoolError> {
+        let failed = |error| self.subject(id).image("freeze", error);
+        data.sync().map_err(failed)?;
+        self.overlay(id, next, data.size(), Some(&data.name()), None)?;
+        data.set_mode(Mode::RUSR).map_err(failed)?;
+        self.publish(id, next)?;
+        self.flush(id, "freeze")
+    }
+
+    /// Removes what a kill has left unpublished beside a volume.
+    fn tidy(&self, id: VolumeId, files: &Files) -> Result<(), PoolError> {
+        for name in &files.new {
+            self.unlink(id, name)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Summary, PoolError> {
+        let name = names::snapshot(volume, snapshot);
+        match self.look(&name, &mut Looked::new()) {
+            Ok(summary) => Ok(summary),
+            Err(error) if error.is_missing() => {
+                self.top(volume)?;
+                Err(PoolError::NoSuchSnapshot {
+                    pool: self.name.clone(),
+                    volume,
+                    snapshot: snapshot.clone(),
+                })
+            }
+            Err(error) => Err(self.subject(volume).image("read a snapshot of", error)),
+        }
+    }
+
+    /// Lets a machine write to a new file from now on.
+    ///
+    /// The file has its final name before the machine is told, for QEMU opens it again by name.
+    /// Killed before the machine has switched, that file is empty, and the machine goes on with
+    /// the one beneath it: whoever opens the volume next sees all of that. A snapshot that is
+    /// taken while it still does lies over the empty file, which changes nothing.
+    fn switch(
+        &self,
+        id: VolumeId,
+        data: &Image,
+        next: &str,
+        disk: &mut dyn LiveDisk,
+    ) -> Result<(), PoolError> {
+        self.overlay(id, next, data.size(), Some(&data.name()), None)?;
+        self.publish(id, next)?;
+        self.flush(id, "snapshot")?;
+        if let Err(source) = disk.switch_to(&self.path_of(next)) {
+            self.withdraw(id, next);
+            return Err(self.refused(id, source));
+        }
+        data.set_mode(Mode::RUSR)
+            .map_err(|error| self.subject(id).image("freeze", error))
+    }
+
+    fn refused(&self, volume: VolumeId, source: LiveDiskError) -> PoolError {
+        PoolError::LiveDisk {
+            action: "snapshot",
+            pool: self.name.clone(),
+            volume,
+            source,
+        }
+    }
+
+    /// Removes an empty file that a VMM has refused, unless it has it open all the same: then it
+    /// may come to write there, and an empty file more does no harm.
+    fn withdraw(&self, id: VolumeId, next: &str) {
+        let is_free = || -> Result<bool, PoolError> {
+            let failed = |source| self.subject(id).failed("open", source);
+            let file = self.directory.file(next, Open::ReadWrite).map_err(failed)?;
+            let free = lock::take_record_lock(&file).unwrap_or(false);
+            let image = Image::open(file, self.path_of(next), None);
+            if free && image.is_ok_and(|image| image.is_blank()) {
+                self.unlink(id, next)?;
+                self.flush(id, "snapshot")?;
+            }
+            Ok(free)
+        };
+        match is_free() {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(%next, "the VMM has a file open that it has refused"),
+            Err(error) => tracing::warn!(%error, "a file that a VMM has refused stays"),
+        }
+    }
+
+    /// What a clone is to lie over, and how large that is.
+    fn origin_of(&self, origin: Origin<'_>) -> Result<(Base, u64), PoolError> {
+        let volume = origin.volume;
+        if let Some(snapshot) = origin.snapshot {
+            let header = self.look_at_snapshot(volume, snapshot)?.header;
+            let base = Base {
+                layer: header.backing,
+                freeze: None,
+            };
+            return Ok((base, header.size));
+        }
+        let image = self.open_to_read(volume, &self.top(volume)?)?;
+        let size = image.size();
+        Ok((Base::of(image), size))
+    }
+
+    fn make_clone(&self, origin: Origin<'_>, new: &Description) -> Result<(), PoolError> {
+        let lock = self.lock(new.id, "clone")?;
+        let generation = self.check_vacant(new.id)?;
+        let volume = origin.volume;
+        let files = self.files_of(volume)?;
+        let (base, size) = self.origin_of(origin)?;
+        if size > new.size.get() {
+            return Err(PoolError::SourceTooLarge {
+                pool: self.name.clone(),
+                volume: new.id,
+                size: new.size,
+                source_size: size,
+            });
+        }
+        let data = names::data(new.id, generation);
+        let image = self.new_image(&data, new, base.layer.as_deref())?;
+        let made = image
+            .sync()
+            .map_err(|error| self.subject(new.id).image("clone", error))
+            .and_then(|()| match &base.freeze {
+                Some(frozen) => {
+                    self.tidy(volume, &files)?;
+                    let next = names::data(volume, files.next_generation());
+                    self.freeze(volume, frozen, &next)
+                }
+                None => Ok(()),
+            });
+        if let Err(error) = made {
+            self.discard(&[names::new(&data)]);
+            return Err(error);
+        }
+        self.bring_to_be(&data, new)?;
+        drop(lock);
+        Ok(())
+    }
+}
+
+impl Clones for Qcow2Pool {
+    fn clone_cost(&self) -> Cost {
+        Cost::Instant
+    }
+
+    fn clone_volume(
+        &self,
+        origin: Origin<'_>,
+        new: &Description,
+        progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        place::check_size(new.id, new.size)?;
+        // An unfinished removal of the same volume is finished first, under the same lock.
+        let _ = self.check_free(new.id)?;
+        if origin.snapshot.is_none() {
+            self.shorten(origin.volume, progress)?;
+        }
+        self.make_clone(origin, new)?;
+        Ok(Way::Overlay)
+    }
+}
+
+impl Snapshots for Qcow2Pool {
+    fn snapshot_cost(&self) -> Cost {
+        Cost::Instant
+    }
+
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
+        self.top(volume)?;
+        let mut found = Vec::new();
+        for name in self.files_of(volume)?.snapshots {
+            let header = match self.look_at_snapshot(volume, &name) {
+                Ok(summary) => summary.header,
+                // Deleted meanwhile.
+                Err(PoolError::NoSuchSnapshot { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(created) = header.taken else {
+                let fault = ImageError::Fault {
+                    name: names::snapshot(volume, &name),
+                    fault: Fault::Untimed,
+                };
+                return Err(self.subject(volume).image("read a snapshot of", fault));
+            };
+            found.push(Snapshot {
+                name,
+                created,
+                size: Bytes::new(header.size),
+                alone: None,
+            });
+        }
+        found.sort_by(|one, two| (one.created, &one.name).cmp(&(two.created, &two.name)));
+        Ok(found)
+    }
+
+    fn take_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+        mut disk: Option<&mut dyn LiveDisk>,
+        progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        self.top(volume)?;
+        let file = names::snapshot(volume, name);
+        if self.is_there(volume, &file)? {
+            return Err(PoolError::SnapshotThere {
+                pool: self.name.clone(),
+                volume,
+                snapshot: name.clone(),
+            });
+        }
+        match &mut disk {
+            Some(disk) => self.shorten_live(volume, &mut **disk, progress)?,
+            None => self.shorten(volume, progress)?,
+        }
+        let lock = self.lock(volume, "snapshot")?;
+        let files = self.files_of(volume)?;
+        self.tidy(volume, &files)?;
+        let top = self.top(volume)?;
+        let next = names::data(volume, files.next_generation());
+        let data = self.open_to_read(volume, &top)?;
+        let size = data.size();
+        let base = if disk.is_some() {
+            // What a machine has written need not be in the file yet.
+            Base::frozen(data)
+        } else {
+            Base::of(data)
+        };
+        self.overlay(
+            volume,
+            &file,
+            size,
+            base.layer.as_deref(),
+            Some(Timestamp::now()),
+        )?;
+        let frozen = match (&base.freeze, disk) {
+            (Some(data), Some(disk)) => self.switch(volume, data, &next, disk),
+            (Some(data), None) => self.freeze(volume, data, &next),
+            (None, _) => Ok(()),
+        };
+        if let Err(error) = frozen {
+            self.discard(&[names::new(&file)]);
+            return Err(error);
+        }
+        self.publish(volume, &file)?;
+        if let Err(error) = self.flush(volume, "snapshot") {
+            self.discard(&[file]);
+            return Err(error);
+        }
+        drop(lock);
+        Ok(Way::Overlay)
+    }
+
+    fn revert(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+        _progress: Progress<'_>,
+    ) -> Result<Way, PoolError> {
+        let lock = self.lock(volume, "revert")?;
+        let wanted = self.look_at_snapshot(volume, snapshot)?.header;
+        let mut description = self.read_description(volume)?;
+        let top = self.top(volume)?;
+        let files = self.files_of(volume)?;
+        self.tidy(volume, &files)?;
+        let now = self.open_to_read(volume, &top)?;
+        let is_so =
+            now.is_blank() && now.header().backing == wanted.backing && now.size() == wanted.size;
+        if !is_so {
+            let next = names::data(volume, files.next_generation());
+            self.overlay(volume, &next, wanted.size, wanted.backing.as_deref(), None)?;
+            self.publish(volume, &next)?;
+        }
+        if description.size.get() != wanted.size {
+            description.size = Bytes::new(wanted.size);
+            self.stage_description(&description)?;
+        }
+        self.flush(volume, "revert")?;
+        self.remove_unused(None)?;
+        drop(lock);
+        Ok(Way::Overlay)
+    }
+
+    fn delete_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Changed, PoolError> {
+        let name = names::snapshot(volume, snapshot);
+        if !self.is_there(volume, &name)? {
+            return Ok(Changed::No);
+        }
+        let lock = self.lock(volume, "delete a snapshot of")?;
+        self.unlink(volume, &name)?;
+        self.flush(volume, "delete a snapshot of")?;
+        self.remove_unused(None)?;
+        drop(lock);
+        Ok(Changed::Yes)
+    }
+
+    fn snapshot_content(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Box<dyn Content>, PoolError> {
+        self.look_at_snapshot(volume, snapshot)?;
+        let name = names::snapshot(volume, snapshot);
+        let chain = Chain::open(&self.directory, &name, None)
+            .map_err(|error| self.subject(volume).image("open a snapshot of", error))?;
+        Ok(Box::new(self.content_of(volume, chain, Access::ReadOnly)))
+    }
+}
