@@ -1,4 +1,5 @@
-//! The built-in drivers keep the driver contract, law by law.
+//! The built-in drivers keep the driver contract, law by law, on the filesystems that they are
+//! made for.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -6,22 +7,76 @@ use std::sync::Arc;
 
 use sistemo_conformance::small::SmallPlace;
 use sistemo_conformance::{Bench, Place, laws_hold_for};
-use sistemo_pools::file::FileDriver;
-use sistemo_pools::{Driver, FilePool, FirstUse, Pool, PoolError};
+use sistemo_model::Bytes;
+use sistemo_pools::{FirstUse, Pool, PoolConfig, PoolError, Registry};
+use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
-fn open_file(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
-    let name = "default".parse().unwrap();
-    let opened = FilePool::open(name, &place.directory, place.catalogue, FirstUse::Allowed)?;
-    Ok(Arc::new(opened))
+/// Opens a pool as a `storage.conf` with these options would have it.
+fn open(driver: &str, options: &[(&str, &str)], place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+    let registry = Registry::built_in();
+    let info = registry.by_name(driver).unwrap();
+    let defaults = info.options.iter();
+    let defaults =
+        defaults.filter_map(|option| Some((option.name.as_str(), option.default.as_deref()?)));
+    let path = place.directory.display().to_string();
+    let given = options.iter().copied().chain([("dir_path", path.as_str())]);
+    let config = PoolConfig {
+        name: "default".parse().unwrap(),
+        driver: info.name.clone(),
+        directory: Some(place.directory.clone()),
+        options: defaults
+            .chain(given)
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+    };
+    registry.open(&config, place.catalogue, FirstUse::Allowed)
 }
 
-fn file() -> Bench {
-    let home = tempfile::tempdir().unwrap();
-    let small = SmallPlace::like(home.path());
-    Bench::new(home.path(), open_file)
-        .with_powers(&FileDriver.info().powers)
-        .with_small_place(small)
-        .keeping(home)
+/// A bench on a filesystem of its own, where this host can mount one.
+fn bench(
+    driver: &str,
+    open: fn(&Place) -> Result<Arc<dyn Pool>, PoolError>,
+    kind: LoopKind,
+) -> Option<Bench> {
+    let mkfs = match kind {
+        LoopKind::Ext4 => "mkfs.ext4",
+        LoopKind::Xfs => "mkfs.xfs",
+        LoopKind::Btrfs => "mkfs.btrfs",
+        LoopKind::Tmpfs => "mount",
+    };
+    if !met(&[Requirement::Root, Requirement::Program(mkfs)]) {
+        return None;
+    }
+    let filesystem = LoopFilesystem::new(kind, Bytes::from_mib(2 << 10));
+    let home = filesystem.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let powers = Registry::built_in().by_name(driver).unwrap().powers;
+    let bench = Bench::new(&home, open)
+        .with_powers(&powers)
+        .with_small_place(SmallPlace::like(&home));
+    Some(bench.keeping(filesystem))
 }
 
-laws_hold_for!(file, open_file, file());
+macro_rules! driver_keeps_the_laws {
+    ($name:ident: $driver:literal $options:expr, on $kind:ident) => {
+        mod $name {
+            use super::*;
+
+            fn open_it(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+                open($driver, &$options, place)
+            }
+
+            laws_hold_for!(laws, open_it, bench($driver, open_it, LoopKind::$kind));
+        }
+    };
+}
+
+driver_keeps_the_laws!(file_on_ext4: "file" [], on Ext4);
+driver_keeps_the_laws!(file_on_xfs: "file" [], on Xfs);
+driver_keeps_the_laws!(file_on_btrfs: "file" [], on Btrfs);
+driver_keeps_the_laws!(file_reflink_on_xfs: "file-reflink" [], on Xfs);
+driver_keeps_the_laws!(file_reflink_on_btrfs: "file-reflink" [], on Btrfs);
+driver_keeps_the_laws!(btrfs_on_btrfs: "btrfs" [], on Btrfs);
+driver_keeps_the_laws!(qcow2_on_ext4: "qcow2" [], on Ext4);
+driver_keeps_the_laws!(qcow2_on_xfs: "qcow2" [], on Xfs);
+driver_keeps_the_laws!(qcow2_on_btrfs: "qcow2" [], on Btrfs);
