@@ -36,6 +36,10 @@
 //! empty subvolume commits nothing since Linux 6.5, nor does renaming or deleting one; fsync(2)
 //! of the directory does so then, once.
 //!
+//! Deleting a subvolume gives its space back when the kernel's cleaner has been through it, within
+//! a minute or so. In a pool with little room subvolumes are emptied instead, so that the space
+//! is there when the removal returns.
+//!
 //! A snapshot that is taken while a machine writes holds what a disk would hold after a power
 //! cut. The kernel first writes out what the volume's file has in memory and waits for it, then
 //! commits, and the snapshot is what the subvolume's tree holds at the commit. What was flushed
@@ -82,6 +86,9 @@ use crate::file::FilePool;
 use crate::file::content::RawContent;
 use crate::marker::{self, FirstUse};
 use crate::{Content, Description, PoolError, record};
+
+/// So much free space, in bytes, is enough not to wait for more.
+const ROOM: u64 = 1 << 30;
 
 /// A pool of the `btrfs` driver.
 #[derive(Debug)]
@@ -347,6 +354,12 @@ impl BtrfsPool {
             .map_err(|source| self.subject(id).failed("grow", source))
     }
 
+    /// Whether nobody will miss the space of what is deleted before the kernel gives it back.
+    fn has_room(&self) -> Result<bool, PoolError> {
+        let Usage { size, free, .. } = self.usage()?;
+        Ok(free >= ROOM.min(size / 4))
+    }
+
     /// All that is there of a volume, by name.
     fn parts(&self, id: VolumeId) -> Result<Vec<(Kind, String)>, PoolError> {
         let names = self.directory.names();
@@ -473,16 +486,28 @@ impl Pool for BtrfsPool {
             Data::Missing => {}
         }
         let parts = self.parts(id)?;
-        let is_snapshot = |(kind, _): &(Kind, String)| matches!(kind, Kind::Snapshot(_));
-        Ok(match parts.as_slice() {
+        let has = |wanted: fn(&Kind) -> bool| parts.iter().any(|(kind, _)| wanted(kind));
+        let orphan = || Found::Orphan {
+            id,
+            description: self.read_description(id).ok(),
+        };
+        Ok(if parts.is_empty() {
+            None
+        } else if has(|kind| *kind == Kind::Volume) {
+            // It came to be, or went, meanwhile.
+            match self.locate(id, &names::volume(id))? {
+                Data::File { directory, stat } => self.volume(id, &directory, stat)?,
+                Data::Missing | Data::Flawed(_) => None,
+            }
+        } else if has(|kind| matches!(kind, Kind::Snapshot(_))) {
             // Nobody removes what has snapshots for a draft.
-            parts if draft && !parts.iter().any(is_snapshot) => Some(Found::Draft { id }),
-            [] => None,
-            [(Kind::Part, _)] => Some(Found::Draft { id }),
-            _ => Some(Found::Orphan {
-                id,
-                description: self.read_description(id).ok(),
-            }),
+            Some(orphan())
+        } else if draft || has(|kind| *kind == Kind::Nursery) {
+            Some(Found::Draft { id })
+        } else if has(|kind| *kind != Kind::Part) {
+            Some(orphan())
+        } else {
+            Some(Found::Draft { id })
         })
     }
 
@@ -498,7 +523,7 @@ impl Pool for BtrfsPool {
         if self.parts(id)?.is_empty() {
             return Ok(Changed::No);
         }
-        let workplace = Workplace::enter(self, id, ACTION)?;
+        let workplace = Workplace::enter_to_remove(self, id, ACTION)?;
         // Anew: a program that outlived its process may have made something meanwhile.
         let (mut subvolumes, mut files) = (Vec::new(), Vec::new());
         for (kind, name) in self.parts(id)? {

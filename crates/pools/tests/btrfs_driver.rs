@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sistemo_conformance::small::{Kind, SmallPlace};
-use sistemo_conformance::{Bench, laws_hold_for};
+use sistemo_conformance::small::SmallPlace;
+use sistemo_conformance::{Bench, Place, laws_hold_for};
 use sistemo_host::Changed;
 use sistemo_host::directory::{self, Directory, Open};
 use sistemo_host::program::{Program, Running};
@@ -22,7 +22,7 @@ use sistemo_model::{
 use sistemo_pools::btrfs::{BtrfsDriver, BtrfsPool, Compression, Writing};
 use sistemo_pools::{
     Clones, Content, Cost, Description, Driver, FirstUse, Flaw, Found, Origin, Pool, PoolConfig,
-    PoolError, Power, Snapshot, Snapshots, Way,
+    PoolError, Snapshot, Snapshots, Way,
 };
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
@@ -201,23 +201,24 @@ impl Scene {
     }
 }
 
+fn open_place(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
+    let (path, catalogue) = (&place.directory, place.catalogue);
+    let writing = Writing::AsMounted;
+    let opened = BtrfsPool::open(default_pool(), path, writing, catalogue, FirstUse::Allowed)?;
+    Ok(Arc::new(opened))
+}
+
 fn bench() -> Option<Bench> {
     let filesystem = filesystem(1024)?;
     let home = filesystem.path().join("home");
     std::fs::create_dir(&home).unwrap();
-    let bench = Bench::new(&home, |place| {
-        let (path, catalogue) = (&place.directory, place.catalogue);
-        let writing = Writing::AsMounted;
-        let opened = BtrfsPool::open(default_pool(), path, writing, catalogue, FirstUse::Allowed)?;
-        Ok(Arc::new(opened) as Arc<dyn Pool>)
-    });
-    let bench = bench
-        .with_powers(&[Power::Clone, Power::Snapshot, Power::Resize])
-        .with_small_place(SmallPlace::Mounted(Kind::Btrfs));
+    let bench = Bench::new(&home, open_place)
+        .with_powers(&BtrfsDriver.info().powers)
+        .with_small_place(SmallPlace::like(&home));
     Some(bench.keeping(filesystem))
 }
 
-laws_hold_for!(laws, super::bench());
+laws_hold_for!(laws, open_place, bench());
 
 mod layout {
     use super::*;
@@ -1073,6 +1074,37 @@ mod full {
         let deleted = scene.pool.delete_snapshot(made.id, &snapshot("then"));
         assert_eq!(deleted.unwrap(), Changed::Yes);
         scene.recovers_by_removal(made.id);
+    }
+
+    #[test]
+    fn where_there_is_not_even_room_for_names_a_volume_can_be_removed() {
+        let Some(scene) = scene_as(Writing::AsMounted, 256) else {
+            return;
+        };
+        let made = scene.volume(64, b"data");
+        scene.take(made.id, "then");
+        let other = scene.volume(8, b"other");
+        let _ballast = fill(&scene);
+        let crowd = scene.root().join("crowd");
+        std::fs::create_dir(&crowd).unwrap();
+        let crowd = Directory::open(&crowd).unwrap();
+        // Small files are kept among the names.
+        let small = (0..1_000_000).find_map(|number| {
+            let file = crowd.file(&format!("{number:0200}"), Open::CreateNew);
+            let written = file.map_err(|error| error.source);
+            let written = written.and_then(|file| file.write_all_at(&[0x55; 1500], 0));
+            written.err()
+        });
+        assert_eq!(small.unwrap().kind(), std::io::ErrorKind::StorageFull);
+        while crowd
+            .make_subdirectory(&VolumeId::random().to_string())
+            .is_ok()
+        {}
+        let deleted = scene.pool.delete_snapshot(made.id, &snapshot("then"));
+        assert_eq!(deleted.unwrap(), Changed::Yes);
+        assert_eq!(scene.pool.remove(made.id).unwrap(), Changed::Yes);
+        assert_eq!(scene.text(other.id, 5), b"other");
+        scene.recovers_by_removal(other.id);
     }
 
     #[test]

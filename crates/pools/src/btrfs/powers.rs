@@ -293,7 +293,7 @@ impl Snapshots for BtrfsPool {
         if !self.directory.contains(&name).map_err(failed)? {
             return Ok(Changed::No);
         }
-        let workplace = Workplace::enter(self, volume, ACTION)?;
+        let workplace = Workplace::enter_to_remove(self, volume, ACTION)?;
         let changed = workplace.discard(&[name], ACTION)?;
         let taken = names::taken(volume, snapshot);
         let _ = self.directory.unlink(&taken).map_err(failed)?;

@@ -28,7 +28,8 @@ const AT_ONCE: usize = 200;
 pub(super) struct Workplace<'a> {
     pool: &'a BtrfsPool,
     id: VolumeId,
-    name: String,
+    /// None where it is not a directory of its own.
+    name: Option<String>,
     directory: Directory,
 }
 
@@ -87,12 +88,34 @@ impl<'a> Workplace<'a> {
         Ok(workplace)
     }
 
+    /// Begins an operation that only removes. In a pool that is so full that no directory can
+    /// be made it works all the same, in the pool's own directory.
+    ///
+    /// # Errors
+    /// As [`Workplace::enter`].
+    pub(super) fn enter_to_remove(
+        pool: &'a BtrfsPool,
+        id: VolumeId,
+        action: &'static str,
+    ) -> Result<Workplace<'a>, PoolError> {
+        match Workplace::enter(pool, id, action) {
+            Err(PoolError::Full { .. }) => Ok(Workplace {
+                pool,
+                id,
+                name: None,
+                directory: Directory::open(pool.directory.path())
+                    .map_err(|error| pool.subject(id).failed(action, error))?,
+            }),
+            other => other,
+        }
+    }
+
     fn at(pool: &'a BtrfsPool, id: VolumeId, name: String) -> Result<Workplace<'a>, FileError> {
         let directory = pool.directory.subdirectory(&name)?;
         Ok(Workplace {
             pool,
             id,
-            name,
+            name: Some(name),
             directory,
         })
     }
@@ -138,6 +161,11 @@ impl<'a> Workplace<'a> {
     /// Removes subvolumes from the pool, or whatever has these names; what is not there is no
     /// error. Durable once the pool's directory was flushed.
     ///
+    /// Where there is room, they are deleted in one step each and their space comes back within
+    /// a minute. Where there is not, whoever removes something wants the space now: they are
+    /// emptied, which takes longer the more extents they have, and their space is there with the
+    /// flush.
+    ///
     /// Killed in between, the first ones are gone, the next one may be doomed, the last ones are
     /// as they were.
     pub(super) fn discard(
@@ -153,17 +181,26 @@ impl<'a> Workplace<'a> {
                 there.push(name.as_str());
             }
         }
-        for names in there.chunks(AT_ONCE) {
-            self.delete(directory, names, action);
+        if self.pool.has_room()? {
+            for names in there.chunks(AT_ONCE) {
+                self.delete(directory, names, action);
+            }
         }
         let doomed = names::doomed(self.id);
         for name in &there {
             if directory.contains(name).map_err(failed)? {
                 // Taken apart under its own name, it would be half of something on the way.
-                directory
+                let taken_apart = directory
                     .move_in(directory, name, &doomed)
-                    .map_err(failed)?;
-                self.take_apart(directory, &doomed, action)?;
+                    .map_err(failed)
+                    .and_then(|()| self.take_apart(directory, &doomed, action));
+                if let Err(error) = taken_apart {
+                    // Deleting takes less room than renaming and emptying.
+                    self.delete(directory, &[name, &doomed], action);
+                    if self.is_there(&[name, &doomed]).map_err(failed)? {
+                        return Err(error);
+                    }
+                }
             }
         }
         Ok(if there.is_empty() {
@@ -171,6 +208,15 @@ impl<'a> Workplace<'a> {
         } else {
             Changed::Yes
         })
+    }
+
+    fn is_there(&self, names: &[&str]) -> Result<bool, FileError> {
+        for name in names {
+            if self.pool.directory.contains(name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes one subvolume, or whatever has that name, that nobody takes for anything.
@@ -182,7 +228,9 @@ impl<'a> Workplace<'a> {
     ) -> Result<(), PoolError> {
         let failed = |error| self.pool.subject(self.id).failed(action, error);
         if directory.contains(name).map_err(failed)? {
-            self.delete(directory, &[name], action);
+            if self.pool.has_room()? {
+                self.delete(directory, &[name], action);
+            }
             self.take_apart(directory, name, action)?;
         }
         Ok(())
@@ -258,7 +306,8 @@ fn forget_untaken(pool: &BtrfsPool, id: VolumeId, action: &'static str) -> Resul
 
 impl Drop for Workplace<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.pool.directory.remove_subdirectory(&self.name) {
+        let Some(name) = &self.name else { return };
+        if let Err(error) = self.pool.directory.remove_subdirectory(name) {
             tracing::warn!(%error, "the workplace of an operation stays");
         }
     }
