@@ -433,6 +433,15 @@ mod tests {
     }
 
     #[test]
+    fn an_unnamed_file_can_be_written_and_is_not_in_its_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = Directory::open(home.path()).unwrap();
+        let mut file = directory.unnamed_file().unwrap();
+        file.write_all(b"text").unwrap();
+        assert_eq!(directory.files().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
     fn replace_leaves_only_the_new_content() {
         let (_home, directory) = directory();
         directory.replace("a", b"one, which is longer").unwrap();
