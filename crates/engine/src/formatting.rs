@@ -1,8 +1,10 @@
 //! The filesystem of a new volume.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use rustix::fs::MemfdFlags;
 use sistemo_host::directory::{Directory, FileError};
 use sistemo_host::lock::Lock;
 use sistemo_model::{Filesystem, Volume};
@@ -13,7 +15,7 @@ use crate::filesystems;
 use crate::volumes::pool_error;
 
 /// Makes the filesystem of a new volume: in its place where programs can write it there, else in
-/// a file without a name beside it, of which it is then filled.
+/// a file without a name, of which it is then filled.
 pub(crate) fn format(
     volume: &Volume,
     pool: &dyn Pool,
@@ -40,12 +42,10 @@ pub(crate) fn format(
         action: format!("format volume {}", volume.name),
         source,
     };
-    let scratch = Directory::open(pool.directory())
-        .and_then(|directory| directory.nameless_file(&marker::scratch_name()));
-    let scratch = scratch.map_err(fail)?;
+    let scratch = scratch_file(volume.filesystem, pool.directory()).map_err(fail)?;
     scratch
         .set_len(volume.size.get())
-        .map_err(|error| fail(FileError::new("make a file in", pool.directory(), error)))?;
+        .map_err(|error| fail(FileError::new("make a file for", pool.directory(), error)))?;
     let through = format!("/proc/{}/fd/{}", std::process::id(), scratch.as_raw_fd());
     make(Path::new(&through))?;
     draft
@@ -54,9 +54,21 @@ pub(crate) fn format(
     Ok(())
 }
 
+/// A few megabytes are made in memory, where they are also thrown away at no cost. XFS has a log
+/// of up to 2 GB, which mkfs.xfs(8) leaves unwritten on a disk.
+fn scratch_file(filesystem: Filesystem, place: &Path) -> std::result::Result<File, FileError> {
+    match filesystem {
+        Filesystem::Xfs => Directory::open(place)?.nameless_file(&marker::scratch_name()),
+        Filesystem::Ext4 | Filesystem::Btrfs | Filesystem::None => {
+            rustix::fs::memfd_create("filesystem", MemfdFlags::CLOEXEC)
+                .map(File::from)
+                .map_err(|error| FileError::new("make a file for", place, error))
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::fs::File;
     use std::sync::Arc;
 
     use sistemo_host::program::Program;
