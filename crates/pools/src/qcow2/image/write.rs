@@ -252,9 +252,7 @@ impl Image {
             }
             if counts.has_released() {
                 barrier()?;
-                for cluster in counts.write_released(&self.file)? {
-                    punch(&self.file, cluster * CLUSTER);
-                }
+                punch_all(&self.file, counts.write_released(&self.file)?);
             }
             Ok(())
         };
@@ -340,11 +338,16 @@ impl Image {
     }
 }
 
-/// Takes the space of a cluster back where the filesystem can; where it cannot, it is given out
-/// again later.
-fn punch(file: &File, at: u64) {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    if let Err(error) = rustix::fs::fallocate(file, flags, at, CLUSTER) {
-        tracing::debug!(%error, at, "the space of a cluster stays");
+/// Takes the space of clusters back where the filesystem can; where it cannot, they are given out
+/// again later. Neighbours go together: each call may wait for the filesystem.
+fn punch_all(file: &File, mut clusters: Vec<u64>) {
+    clusters.sort_unstable();
+    for run in clusters.chunk_by(|one, next| one + 1 == *next) {
+        let Some(first) = run.first() else { continue };
+        let (at, length) = (first * CLUSTER, run.len() as u64 * CLUSTER);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(file, flags, at, length) {
+            tracing::debug!(%error, at, length, "the space of clusters stays");
+        }
     }
 }
