@@ -183,6 +183,8 @@ mod tests {
             "sistemo volume add 1G",
             "sistemo volume ls",
             "sistemo volume rm a b -y",
+            "sistemo volume snapshot ls a",
+            "sistemo volume snapshot rm a one -y",
             "sistemo pool ls",
             "sistemo pool rm fast",
             "sistemo image ls",
@@ -348,7 +350,14 @@ mod tests {
     #[test]
     fn examples_in_the_guide_and_the_help_are_understood() {
         let mut texts = Vec::new();
-        for page in ["getting-started", "volumes", "machines", "images", "pools"] {
+        for page in [
+            "getting-started",
+            "volumes",
+            "snapshots",
+            "machines",
+            "images",
+            "pools",
+        ] {
             let page = document(&format!("guide/{page}.md"));
             let blocks = page.split("```sh\n").skip(1);
             texts.extend(blocks.map(|block| block.split("```").next().unwrap().to_owned()));
@@ -358,16 +367,19 @@ mod tests {
             .filter_map(|(_, command)| command.get_after_help().cloned());
         texts.extend(help.map(|help| help.to_string()));
         let lines = texts.iter().flat_map(|text| text.lines()).map(str::trim);
+        let of_ours = |line: &&str| line.starts_with("sistemo ") || line.contains(" | sistemo ");
         let mut understood = 0;
-        for line in lines.filter(|line| line.starts_with("sistemo ")) {
-            let mut words = shlex::split(line).unwrap();
-            if let Some(redirection) = words.iter().position(|word| word == ">") {
-                words.truncate(redirection);
+        for line in lines.filter(of_ours) {
+            let words = shlex::split(line).unwrap();
+            let commands = words.split(|word| word == "|");
+            for command in commands.filter(|words| words[0] == "sistemo") {
+                let end = command.iter().position(|word| word == ">");
+                let command = &command[..end.unwrap_or(command.len())];
+                if let Err(error) = Arguments::try_parse_from(command) {
+                    panic!("{line}: {error}");
+                }
+                understood += 1;
             }
-            if let Err(error) = Arguments::try_parse_from(words) {
-                panic!("{line}: {error}");
-            }
-            understood += 1;
         }
         assert!(understood > 50, "only {understood} examples were found");
     }
