@@ -83,17 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 engine.delete_snapshot(&reference, &kept)
             })?;
         }
-        let imported = format!("{volume}-imported");
-        let new = NewImported {
-            name: imported.parse()?,
-            pool: None,
-            filesystem: Filesystem::None,
-        };
-        let content = content(&volume);
-        step(&format!("import {imported} {volume}"), || {
-            let zeros = io::repeat(0).take(WRITTEN_FROM);
-            engine.import_volume_from(&new, &mut zeros.chain(&content[..]))
-        })?;
+        import(&engine, &volume)?;
         for clone in ["now", "kept", "imported"] {
             let clone = format!("{volume}-{clone}");
             step(&format!("delete {clone}"), || {
@@ -130,6 +120,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
         }
     }
+    Ok(())
+}
+
+fn import(engine: &Engine, volume: &str) -> Result<(), Box<dyn Error>> {
+    let imported = format!("{volume}-imported");
+    let new = NewImported {
+        name: imported.parse()?,
+        pool: None,
+        filesystem: Filesystem::None,
+    };
+    let content = content(volume);
+    step(&format!("import {imported} {volume}"), || {
+        let zeros = io::repeat(0).take(WRITTEN_FROM);
+        engine.import_volume_from(&new, &mut zeros.chain(&content[..]))
+    })?;
     Ok(())
 }
 
