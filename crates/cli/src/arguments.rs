@@ -186,6 +186,8 @@ mod tests {
             "sistemo volume add 1G",
             "sistemo volume ls",
             "sistemo volume rm a b -y",
+            "sistemo volume snapshot ls a",
+            "sistemo volume snapshot rm a one -y",
             "sistemo pool ls",
             "sistemo pool rm fast",
             "sistemo image ls",
@@ -354,6 +356,7 @@ mod tests {
         for page in [
             "getting-started",
             "volumes",
+            "snapshots",
             "machines",
             "images",
             "pools",
@@ -368,16 +371,19 @@ mod tests {
             .filter_map(|(_, command)| command.get_after_help().cloned());
         texts.extend(help.map(|help| help.to_string()));
         let lines = texts.iter().flat_map(|text| text.lines()).map(str::trim);
+        let of_ours = |line: &&str| line.starts_with("sistemo ") || line.contains(" | sistemo ");
         let mut understood = 0;
-        for line in lines.filter(|line| line.starts_with("sistemo ")) {
-            let mut words = shlex::split(line).unwrap();
-            if let Some(redirection) = words.iter().position(|word| word == ">") {
-                words.truncate(redirection);
+        for line in lines.filter(of_ours) {
+            let words = shlex::split(line).unwrap();
+            let commands = words.split(|word| word == "|");
+            for command in commands.filter(|words| words[0] == "sistemo") {
+                let end = command.iter().position(|word| word == ">");
+                let command = &command[..end.unwrap_or(command.len())];
+                if let Err(error) = Arguments::try_parse_from(command) {
+                    panic!("{line}: {error}");
+                }
+                understood += 1;
             }
-            if let Err(error) = Arguments::try_parse_from(words) {
-                panic!("{line}: {error}");
-            }
-            understood += 1;
         }
         assert!(understood > 50, "only {understood} examples were found");
     }

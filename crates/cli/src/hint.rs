@@ -40,20 +40,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Ambiguous { candidates, .. } => {
             format!("type more of the ID, or a name: {}", candidates.join(", "))
         }
-        Error::NameTaken {
-            kind: Kind::Machine | Kind::Volume,
-            ..
-        } => "choose another name, or delete or rename the other".to_owned(),
-        Error::NameTaken {
-            kind: Kind::Image,
-            name,
-        } => {
-            format!("choose another name, or `sistemo image delete {name}`")
-        }
-        Error::NameTaken {
-            kind: Kind::Pool | Kind::Driver | Kind::Snapshot,
-            ..
-        } => "choose another name".to_owned(),
+        Error::NameTaken { kind, name } => another_name(*kind, name),
         // A root cannot be detached; it is known by the name that deploy gave it.
         Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
             format!("sistemo machine delete {machine} --preserve-storage")
@@ -74,26 +61,14 @@ fn engine_hint(error: &Error) -> Option<String> {
             "stopped" => format!("sistemo machine start {machine}"),
             _ => format!("sistemo machine status {machine}"),
         },
-        Error::VolumeInUse { volume, action, .. } => format!(
-            "sistemo volume snapshot create {volume}, then {action} that with --snapshot NAME"
-        ),
-        Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
-        Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
-        Error::SnapshotTaken { .. } => "choose another name".to_owned(),
-        Error::PoolLacks { pool, .. } => format!(
-            "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
-        ),
-        Error::PoolTooFull { .. } => {
-            "make room there, or use a pool that does not copy: `sistemo pool drivers`".to_owned()
-        }
-        Error::Exchange {
-            action: "import", ..
-        }
-        | Error::EmptyInput { .. } => {
-            "import a raw image file; an empty volume is made with `sistemo volume create`"
-                .to_owned()
-        }
-        Error::Exchange { .. } => "choose another file".to_owned(),
+        Error::VolumeInUse { .. }
+        | Error::NoSuchSnapshot { .. }
+        | Error::NoSnapshots { .. }
+        | Error::SnapshotTaken { .. }
+        | Error::PoolLacks { .. }
+        | Error::PoolTooFull { .. }
+        | Error::Exchange { .. }
+        | Error::EmptyInput { .. } => return history_hint(error),
         Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
         Error::TooSmallForFilesystem { minimum, .. } => {
             format!("name a size of {minimum} or more, or --fs none for a bare block device")
@@ -159,6 +134,33 @@ fn engine_hint(error: &Error) -> Option<String> {
     })
 }
 
+/// What to type next after a failure with snapshots, clones and files.
+fn history_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::VolumeInUse { volume, action, .. } => format!(
+            "sistemo volume snapshot create {volume}, then {action} that with --snapshot NAME"
+        ),
+        Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
+        Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
+        Error::SnapshotTaken { .. } => "choose another name".to_owned(),
+        Error::PoolLacks { pool, .. } => format!(
+            "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
+        ),
+        Error::PoolTooFull { .. } => {
+            "make room there, or use a pool that does not copy: `sistemo pool drivers`".to_owned()
+        }
+        Error::Exchange {
+            action: "import", ..
+        }
+        | Error::EmptyInput { .. } => {
+            "import a raw image file; an empty volume is made with `sistemo volume create`"
+                .to_owned()
+        }
+        Error::Exchange { .. } => "choose another file".to_owned(),
+        _ => return None,
+    })
+}
+
 fn storage_conf_hint(error: &ConfError) -> Option<String> {
     match error {
         ConfError::NotWritable { file, .. } => Some(format!(
@@ -167,6 +169,16 @@ fn storage_conf_hint(error: &ConfError) -> Option<String> {
         )),
         ConfError::Changed { .. } => Some("try again".to_owned()),
         ConfError::Unreadable { .. } | ConfError::Fault(_) => None,
+    }
+}
+
+fn another_name(kind: Kind, taken: &str) -> String {
+    match kind {
+        Kind::Machine | Kind::Volume => {
+            "choose another name, or delete or rename the other".to_owned()
+        }
+        Kind::Image => format!("choose another name, or `sistemo image delete {taken}`"),
+        Kind::Pool | Kind::Driver | Kind::Snapshot => "choose another name".to_owned(),
     }
 }
 

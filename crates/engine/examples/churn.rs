@@ -1,5 +1,5 @@
-//! Makes, fills, grows, renames, attaches and deletes volumes and machines until it is killed, as
-//! the engine's recovery test does to it. Prints a line before each operation and `done` after
+//! Makes, fills, grows, renames, clones, reverts, imports, attaches and deletes volumes, snapshots
+//! and machines until it is killed, as the engine's recovery test does to it. Prints a line before each operation and `done` after
 //! it: after any kill, every operation that is done must be so, and only that of the last line,
 //! where no `done` follows it, may be either done or not.
 //!
@@ -7,13 +7,15 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sistemo::clones::NewClone;
+use sistemo::exchange::NewImported;
 use sistemo::machines::{Deploy, DeploySource, StartMode, Storage};
-use sistemo::model::{Bytes, Filesystem, Reference};
+use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent};
 use sistemo_host::directory::{self, FileError};
@@ -47,11 +49,47 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         let made = step(&format!("create {volume} 16"), || engine.create_volume(new))?;
         let path = made.path.ok_or("a volume has a file")?;
-        step(&format!("write {volume}"), || write(&path, &volume))?;
+        step(&format!("write {volume} {volume}"), || {
+            write(&path, &volume)
+        })?;
         let reference = Reference::from(volume.as_str());
+        let kept: SnapshotName = "kept".parse()?;
+        step(&format!("snapshot {volume} kept"), || {
+            engine.take_snapshot(&reference, Some(kept.clone()))
+        })?;
         step(&format!("grow {volume} 32"), || {
             engine.resize_volume(&reference, Bytes::from_mib(32), Grow::Device)
         })?;
+        // What it holds is nobody's business until it is written.
+        step(&format!("forget {volume}"), || Ok::<_, FileError>(()))?;
+        let other = format!("{volume}-other");
+        step(&format!("write {volume} {other}"), || write(&path, &other))?;
+        for (snapshot, clone) in [(None, "now"), (Some(kept.clone()), "kept")] {
+            let new = NewClone {
+                source: reference.clone(),
+                snapshot,
+                name: format!("{volume}-{clone}").parse()?,
+                pool: None,
+            };
+            step(&format!("clone-{clone} {volume}"), || {
+                engine.clone_volume(&new)
+            })?;
+        }
+        step(&format!("revert {volume} kept"), || {
+            engine.revert_volume(&reference, Some(&kept))
+        })?;
+        if round % 2 == 0 {
+            step(&format!("unsnapshot {volume} kept"), || {
+                engine.delete_snapshot(&reference, &kept)
+            })?;
+        }
+        import(&engine, &volume)?;
+        for clone in ["now", "kept", "imported"] {
+            let clone = format!("{volume}-{clone}");
+            step(&format!("delete {clone}"), || {
+                engine.delete_volume(&Reference::from(clone.as_str()))
+            })?;
+        }
         let name = renamed.parse()?;
         step(&format!("rename {volume} {renamed}"), || {
             engine.rename_volume(&reference, name)
@@ -85,6 +123,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn import(engine: &Engine, volume: &str) -> Result<(), Box<dyn Error>> {
+    let imported = format!("{volume}-imported");
+    let new = NewImported {
+        name: imported.parse()?,
+        pool: None,
+        filesystem: Filesystem::None,
+    };
+    let content = content(volume);
+    step(&format!("import {imported} {volume}"), || {
+        let zeros = io::repeat(0).take(WRITTEN_FROM);
+        engine.import_volume_from(&new, &mut zeros.chain(&content[..]))
+    })?;
+    Ok(())
+}
+
 fn step<T, E: Error + 'static>(
     what: &str,
     operation: impl FnOnce() -> Result<T, E>,
@@ -99,13 +152,8 @@ fn step<T, E: Error + 'static>(
 fn write(path: &Path, word: &str) -> Result<(), FileError> {
     let fail = |error| FileError::new("write", path, error);
     let file = File::options().write(true).open(path).map_err(fail)?;
-    let content: Vec<u8> = word
-        .bytes()
-        .cycle()
-        .zip(0..WRITTEN)
-        .map(|(byte, _)| byte)
-        .collect();
-    file.write_all_at(&content, WRITTEN_FROM).map_err(fail)?;
+    file.write_all_at(&content(word), WRITTEN_FROM)
+        .map_err(fail)?;
     directory::flush(path, &file)
 }
 
@@ -113,4 +161,9 @@ fn say(what: &str) -> io::Result<()> {
     let mut stdout = io::stdout();
     writeln!(stdout, "{what}")?;
     stdout.flush()
+}
+
+fn content(word: &str) -> Vec<u8> {
+    let bytes = word.bytes().cycle().zip(0..WRITTEN);
+    bytes.map(|(byte, _)| byte).collect()
 }

@@ -4,15 +4,14 @@ use std::fs::File;
 
 use sistemo_host::sparse::CopyPath;
 use sistemo_model::{
-    Access, Bytes, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId,
-    VolumeName,
+    Bytes, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Content, Cost, Draft, Origin, Pool, PoolError, Way};
 
 use crate::copying::{self, data_bytes, require_room};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::exchange::raw_file;
+use crate::sources::Source;
 use crate::volumes::{VolumeView, description, pool_error};
 
 /// A clone to be made.
@@ -43,36 +42,6 @@ pub struct Cloned {
     pub copied: Option<Bytes>,
 }
 
-/// What a clone is made from, held by its lock.
-struct Source<'a> {
-    volume: &'a Volume,
-    snapshot: Option<&'a SnapshotName>,
-    pool: &'a dyn Pool,
-}
-
-impl Source<'_> {
-    fn content(&self) -> Result<Box<dyn Content>, PoolError> {
-        let id = self.volume.id;
-        match (self.snapshot, self.pool.snapshots()) {
-            (Some(name), Some(power)) => power.snapshot_content(id, name),
-            (Some(name), None) => Err(PoolError::NoSuchSnapshot {
-                pool: self.volume.pool.clone(),
-                volume: id,
-                snapshot: name.clone(),
-            }),
-            (None, _) => self.pool.content(id, Access::ReadOnly),
-        }
-    }
-
-    /// Its bytes as a file, where they are one.
-    fn raw_file(&self) -> Result<Option<File>, PoolError> {
-        match self.snapshot {
-            Some(_) => Ok(None),
-            None => raw_file(self.pool, self.volume.id),
-        }
-    }
-}
-
 impl Engine {
     /// Makes a volume that holds what another does, in its pool or in another one. Each then goes
     /// its own way. A crash in the middle leaves nothing once the next operation has begun.
@@ -81,24 +50,16 @@ impl Engine {
     /// Where the name is taken, the volume's machine is active and no snapshot is named, there is
     /// no such snapshot, or the pool has no room.
     pub fn clone_volume(&self, new: &NewClone) -> Result<Cloned> {
-        let (source, mut locks) = match new.snapshot {
-            Some(_) => self.hold_volume_alone(&new.source)?,
-            None => {
-                let held = self.hold_to_read(&new.source, "clone")?;
-                self.refuse_damaged(held.volume.id)?;
-                (held.volume, held.locks)
-            }
-        };
+        let mut held = self.hold_source(&new.source, new.snapshot.as_ref(), "clone")?;
+        let source = held.volume.clone();
         let pool_name = match &new.pool {
             Some(asked) => self.pool_for(Some(asked))?,
             None => source.pool.clone(),
         };
-        let size = match &new.snapshot {
-            Some(name) => self.find_snapshot(&source, name)?.size,
-            None => source.size,
-        };
         let id = VolumeId::random();
-        locks.add_volumes([id]).map_err(|error| self.named(error))?;
+        held.locks
+            .add_volumes([id])
+            .map_err(|error| self.named(error))?;
         let now = Timestamp::now();
         let kernels = match &source.boot {
             Some(boot) => Some(self.hold_kernels(Some(boot))?),
@@ -107,7 +68,7 @@ impl Engine {
         let clone = Volume {
             id,
             name: new.name.clone(),
-            size,
+            size: held.size,
             pool: pool_name,
             lifecycle: Lifecycle::Creating,
             created: now,
@@ -118,10 +79,10 @@ impl Engine {
         drop(kernels);
         self.reporter
             .stage(&format!("cloning {} to {}", source.name, clone.name));
-        let made = self.fill_clone(&source, new.snapshot.as_ref(), &clone);
+        let made = self.fill_clone(&held, &clone);
         self.reporter.stage_over();
         let (way, copied) = self.finish_new(&clone, intent, made)?;
-        drop(locks);
+        drop(held);
         Ok(Cloned {
             volume: self.volume(&Reference::from(id.to_string()))?,
             source: source.name,
@@ -132,18 +93,9 @@ impl Engine {
     }
 
     /// Makes the volume of a clone; returns how, and how many bytes were copied.
-    fn fill_clone(
-        &self,
-        volume: &Volume,
-        snapshot: Option<&SnapshotName>,
-        clone: &Volume,
-    ) -> Result<(Way, u64)> {
-        let (pool, from) = (self.pool(&clone.pool)?, self.pool(&volume.pool)?);
-        let source = Source {
-            volume,
-            snapshot,
-            pool: from.as_ref(),
-        };
+    fn fill_clone(&self, source: &Source<'_>, clone: &Volume) -> Result<(Way, u64)> {
+        let (volume, from) = (&source.volume, source.pool.as_ref());
+        let pool = self.pool(&clone.pool)?;
         let mut copied = 0;
         let mut progress = |done, total| {
             copied = done;
@@ -154,33 +106,31 @@ impl Engine {
         let fail = |error| pool_error(clone, "create", error);
         if let Some(power) = pool.clones().filter(|_| volume.pool == clone.pool) {
             if power.clone_cost() == Cost::Copy {
-                let content = source.content().map_err(unreadable)?;
-                let needed = data_bytes(content.as_ref()).map_err(unreadable)?;
+                let needed = data_bytes(source.content()?.as_ref()).map_err(unreadable)?;
                 require_room(pool.as_ref(), needed, action)?;
             }
             let origin = Origin {
                 volume: volume.id,
-                snapshot,
+                snapshot: source.snapshot,
             };
             let way = power
                 .clone_volume(origin, &description(clone), &mut progress)
                 .map_err(fail)?;
             return Ok((way, copied));
         }
-        let raw = source.raw_file().map_err(unreadable)?;
-        let content = source.content().map_err(unreadable)?;
-        if raw.is_none() || !on_one_filesystem(from.as_ref(), pool.as_ref()) {
+        let (raw, content) = (source.raw_file()?, source.content()?);
+        if raw.is_none() || !on_one_filesystem(from, pool.as_ref()) {
             let needed = data_bytes(content.as_ref()).map_err(unreadable)?;
             require_room(pool.as_ref(), needed, action)?;
         }
         let mut draft = pool.draft(&description(clone)).map_err(fail)?;
-        let way = fill(
+        let filled = fill(
             draft.as_mut(),
             raw.as_ref(),
             content.as_ref(),
             &mut progress,
-        )
-        .map_err(fail)?;
+        );
+        let way = filled.map_err(fail)?;
         draft.commit().map_err(fail)?;
         Ok((way, copied))
     }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sistemo_host::directory::{self, Directory, FileError, Open};
 use sistemo_host::sparse;
@@ -14,7 +14,7 @@ use sistemo_model::{
     Access, Bytes, Filesystem, Lifecycle, PoolName, Reference, Role, SnapshotName, Timestamp,
     Volume, VolumeId, VolumeName,
 };
-use sistemo_pools::{Content, Location, Pool, PoolError};
+use sistemo_pools::{Content, Pool};
 
 use crate::copying::{part_of, require_room, runs, write_sparsely};
 use crate::engine::Engine;
@@ -94,41 +94,15 @@ impl Engine {
     }
 
     fn export(&self, export: &Export, target: Target<'_>) -> Result<Exported> {
-        let (volume, _held) = match export.snapshot {
-            Some(_) => self.hold_volume_alone(&export.source)?,
-            None => {
-                let held = self.hold_to_read(&export.source, "export")?;
-                self.refuse_damaged(held.volume.id)?;
-                (held.volume, held.locks)
-            }
-        };
-        let pool = self.pool(&volume.pool)?;
-        let fail = |source| pool_error(&volume, "read", source);
-        let content = match &export.snapshot {
-            None => pool.content(volume.id, Access::ReadOnly).map_err(fail)?,
-            Some(name) => {
-                self.find_snapshot(&volume, name)?;
-                let power = pool.snapshots();
-                let opened = power.map(|power| power.snapshot_content(volume.id, name));
-                opened
-                    .transpose()
-                    .map_err(fail)?
-                    .ok_or_else(|| Error::PoolLacks {
-                        pool: volume.pool.clone(),
-                        what: "keep snapshots",
-                    })?
-            }
-        };
+        let source = self.hold_source(&export.source, export.snapshot.as_ref(), "export")?;
+        let volume = &source.volume;
+        let content = source.content()?;
         self.reporter.stage(&format!("exporting {}", volume.name));
         let written = match target {
-            Target::Stream(stream) => self.write_stream(&volume, content.as_ref(), stream),
-            Target::File(path) => {
-                let raw = match export.snapshot {
-                    None => raw_file(pool.as_ref(), volume.id).map_err(fail)?,
-                    Some(_) => None,
-                };
-                self.write_file(&volume, content.as_ref(), raw.as_ref(), path)
-            }
+            Target::Stream(stream) => self.write_stream(volume, content.as_ref(), stream),
+            Target::File(path) => source
+                .raw_file()
+                .and_then(|raw| self.write_file(volume, content.as_ref(), raw.as_ref(), path)),
         };
         self.reporter.stage_over();
         written?;
@@ -317,13 +291,13 @@ impl Engine {
         })
     }
 
-    /// Makes a volume whose content is not ours to make up.
+    /// Makes a volume that is filled from outside; `fill` says how large it has become.
     fn import(
         &self,
         new: &NewImported,
         pool_name: PoolName,
         size: Bytes,
-        make: impl FnOnce(&Volume, &dyn Pool) -> Result<Bytes>,
+        fill: impl FnOnce(&Volume, &dyn Pool) -> Result<Bytes>,
     ) -> Result<VolumeView> {
         let id = VolumeId::random();
         let _held = self.hold_volumes(&[id])?;
@@ -342,19 +316,16 @@ impl Engine {
         };
         let (volume, intent) = self.record_new(volume, false)?;
         self.reporter.stage(&format!("importing {}", volume.name));
-        let pool = self.pool(&volume.pool)?;
-        let made = make(&volume, pool.as_ref()).and_then(|size| {
-            let record = |size| {
-                self.catalogue
-                    .write(|session| session.set_volume_size(id, size))
-            };
+        let filled = self.pool(&volume.pool).and_then(|pool| {
+            let size = fill(&volume, pool.as_ref())?;
             if size != volume.size {
-                record(size)?;
+                self.catalogue
+                    .write(|session| session.set_volume_size(id, size))?;
             }
             Ok(())
         });
         self.reporter.stage_over();
-        self.finish_new(&volume, intent, made)?;
+        self.finish_new(&volume, intent, filled)?;
         self.volume(&Reference::from(id.to_string()))
     }
 }
@@ -373,19 +344,6 @@ fn read_step(new: &NewImported, from: &mut dyn Read, step: &mut Vec<u8>) -> Resu
         volume: new.name.clone(),
         source,
     })
-}
-
-/// A volume's bytes as a file, where they are one.
-pub(crate) fn raw_file(pool: &dyn Pool, id: VolumeId) -> Result<Option<File>, PoolError> {
-    let location = pool.open(id, Access::ReadOnly)?;
-    let path: Option<PathBuf> = match location {
-        Location::RawFile(path) => Some(path),
-        Location::BlockDevice(_) | Location::Qcow2File(_) => None,
-    };
-    // What cannot be opened so is read as the driver reads it.
-    let opened = path.and_then(|path| File::open(path).ok());
-    pool.close(id)?;
-    Ok(opened)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! | [`doctor`] | whether a deploy would work on this host |
 //! | `image_copies` | images that stand in pools, for root volumes to be cloned from |
 //! | `holding` | the locks of a volume and of the machine that has it |
+//! | `sources` | what is read of a volume: as it is now, or as it was |
 //! | `copying` | bytes from one volume to another, without what holds only zeros |
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
@@ -43,6 +44,7 @@ mod reporter;
 mod reserve;
 pub mod settings;
 pub mod snapshots;
+mod sources;
 pub mod ssh_key;
 pub mod volumes;
 

@@ -17,4 +17,5 @@ mod machines;
 mod manners;
 mod pools;
 mod running;
+mod snapshots;
 mod volumes;

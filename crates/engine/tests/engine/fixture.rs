@@ -94,15 +94,7 @@ impl House {
 
     /// What is in the default pool, the pool's marker left out.
     pub(crate) fn volume_files(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.data_dir().join("volumes")) else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != ".sistemo-pool")
-            .collect();
-        names.sort();
-        names
+        files_in(&self.data_dir().join("volumes"))
     }
 
     /// Makes an image named `tiny` of the tests' guest, which then does `actions` at each start.
@@ -196,6 +188,19 @@ pub(crate) fn volume_in(engine: &Engine, pool: &PoolName, name: &str, mib: u64) 
             filesystem: Filesystem::None,
         })
         .unwrap()
+}
+
+/// What is in a pool's directory, the pool's marker left out.
+pub(crate) fn files_in(place: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(place) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != ".sistemo-pool")
+        .collect();
+    names.sort();
+    names
 }
 
 /// An example of this crate, which cargo builds beside its tests.

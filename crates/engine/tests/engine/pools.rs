@@ -770,3 +770,72 @@ fn a_pool_is_removed_or_gets_the_volume_never_both() {
         }
     }
 }
+
+/// A pool with a filesystem of its own in `place`.
+fn own_filesystem(engine: &Engine, place: &Path) -> Option<PoolView> {
+    let programs = ["mkfs.xfs", "xfs_growfs", "mount"].map(Requirement::Program);
+    if !met(&[Requirement::Root]) || !met(&programs) {
+        return None;
+    }
+    let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let added = engine.add_pool(&NewPool {
+        name: name("own"),
+        driver: "file-reflink".to_owned(),
+        options: vec![
+            option("dir_path", place.to_str().unwrap()),
+            option("size", "400M"),
+        ],
+    });
+    Some(added.unwrap())
+}
+
+fn is_mounted(place: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.contains(place.to_str().unwrap())
+}
+
+#[test]
+fn a_pool_with_a_filesystem_of_its_own_grows_and_is_unmounted_when_it_is_removed() {
+    let house = House::new();
+    let engine = house.engine();
+    let place = house.path("own");
+    let Some(added) = own_filesystem(&engine, &place) else {
+        return;
+    };
+    assert!(added.resizable && is_mounted(&place));
+    volume_in(&engine, "own", "data");
+    let before = added.size_bytes.unwrap();
+    let grown = engine
+        .resize_pool(&name("own"), Bytes::from_mib(600))
+        .unwrap();
+    assert!(grown.size_bytes.unwrap() > before + 150 * MIB);
+    let conf = fs::read_to_string(grown.file.unwrap()).unwrap();
+    assert!(conf.contains("size = 600M"), "{conf}");
+    let shrunk = engine.resize_pool(&name("own"), Bytes::from_mib(500));
+    assert!(matches!(shrunk, Err(Error::Pool { .. })), "{shrunk:?}");
+    assert_eq!(
+        fs::read_to_string(house.data_dir().join("storage.conf")).unwrap(),
+        conf
+    );
+    let again = house.engine();
+    assert_eq!(pool(&again, "own").size_bytes, grown.size_bytes);
+
+    again.delete_volume(&reference("data")).unwrap();
+    drop((engine, again));
+    house.engine().remove_pool(&name("own")).unwrap();
+    assert!(!is_mounted(&place));
+}
+
+#[test]
+fn a_pool_on_another_filesystem_is_not_resized() {
+    let house = House::new();
+    let engine = house.engine();
+    volume(&engine, "data", "16M");
+    let refused = engine.resize_pool(&name("default"), Bytes::from_mib(600));
+    let error = refused.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "pool default cannot be resized: it has no filesystem of its own"
+    );
+    assert!(!house.data_dir().join("storage.conf").exists());
+}

@@ -15,7 +15,7 @@ use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_host::program::{self, Program};
 use sistemo_testkit::{Action, Requirement, met};
 
-use crate::fixture::{House, MIB, example, plan, reference, wait_until};
+use crate::fixture::{House, MIB, example, files_in, plan, reference, reflinks, wait_until};
 
 const PATTERN: u64 = MIB;
 
@@ -31,6 +31,8 @@ struct Kept {
     size_mb: u64,
     machine: Option<String>,
     content: Option<Content>,
+    /// Its snapshots by name, each with the size and content that it keeps.
+    snapshots: BTreeMap<String, (u64, Option<Content>)>,
 }
 
 /// A word written over and over, for [`PATTERN`] bytes.
@@ -48,14 +50,51 @@ impl World {
             size_mb: size.parse().unwrap(),
             machine: None,
             content: None,
+            snapshots: BTreeMap::new(),
         };
         match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["create", name, size] => {
                 self.volumes.insert(name.to_owned(), kept(size));
             }
-            ["write", name] => {
-                let (word, from) = (name.to_owned(), 15 * MIB);
-                self.volume(name).content = Some(Content { word, from });
+            ["write", name, word] => self.volume(name).content = Some(Content::at_the_end(word)),
+            ["forget", name] => self.volume(name).content = None,
+            ["snapshot", name, snapshot] => {
+                let volume = self.volume(name);
+                let now = (volume.size_mb, volume.content.clone());
+                volume.snapshots.insert(snapshot.to_owned(), now);
+            }
+            ["unsnapshot", name, snapshot] => {
+                self.volume(name).snapshots.remove(snapshot).unwrap();
+            }
+            ["revert", name, snapshot] => {
+                let volume = self.volume(name);
+                (volume.size_mb, volume.content) = volume.snapshots[snapshot].clone();
+            }
+            ["clone-now", name] => {
+                let Kept {
+                    size_mb, content, ..
+                } = self.volume(name).clone();
+                let clone = Kept {
+                    content,
+                    ..kept(&size_mb.to_string())
+                };
+                self.volumes.insert(format!("{name}-now"), clone);
+            }
+            ["clone-kept", name] => {
+                let (size_mb, content) = self.volume(name).snapshots["kept"].clone();
+                let clone = Kept {
+                    content,
+                    ..kept(&size_mb.to_string())
+                };
+                self.volumes.insert(format!("{name}-kept"), clone);
+            }
+            ["import", name, word] => {
+                let content = Some(Content::at_the_end(word));
+                let imported = Kept {
+                    content,
+                    ..kept("16")
+                };
+                self.volumes.insert(name.to_owned(), imported);
             }
             ["grow", name, size] => self.volume(name).size_mb = size.parse().unwrap(),
             ["rename", name, to] => {
@@ -146,12 +185,27 @@ impl World {
             if kept.content.as_ref().is_some_and(|it| !it.is_in(&path)) {
                 return Err(format!("volume {} has lost its content", volume.name));
             }
+            let there = engine.snapshots(&reference(volume.name.as_str())).unwrap();
+            let there: Vec<_> = there
+                .iter()
+                .map(|snapshot| snapshot.name.as_str())
+                .collect();
+            let expected: Vec<_> = kept.snapshots.keys().map(String::as_str).collect();
+            if there != expected {
+                return Err(format!("snapshots {there:?} of {}", volume.name));
+            }
         }
         Ok(())
     }
 }
 
 impl Content {
+    /// What the churn writes: the last MiB of the volumes it makes.
+    fn at_the_end(word: &str) -> Content {
+        let (word, from) = (word.to_owned(), 15 * MIB);
+        Content { word, from }
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let bytes = self.word.bytes().cycle().zip(0..PATTERN);
         bytes.map(|(byte, _)| byte).collect()
@@ -186,10 +240,26 @@ fn import_pattern(house: &House) {
 #[test]
 fn whatever_is_killed_whenever_nothing_is_half_made_and_nothing_is_lost() {
     let house = House::new();
-    import_pattern(&house);
+    churn_and_kill(&house, &house.data_dir().join("volumes"), 45);
+}
+
+#[test]
+fn so_it_is_where_clones_are_instant_and_images_stand_in_the_pool() {
+    let Some(filesystem) = reflinks() else { return };
+    let house = House::new();
+    let place = filesystem.path().join("volumes");
+    house.storage_conf(&format!(
+        "[default]\ndriver = file\ndir_path = {}\n",
+        place.display()
+    ));
+    churn_and_kill(&house, &place, 30);
+}
+
+fn churn_and_kill(house: &House, place: &Path, rounds: u64) {
+    import_pattern(house);
     let mut world = World::default();
     let mut recovered = 0;
-    for round in 0..30_u64 {
+    for round in 0..rounds {
         let diary_path = house.path(&format!("diary-{round}"));
         let diary = File::create(&diary_path).unwrap();
         let mut churn = Program::at(&example("churn"))
@@ -206,9 +276,12 @@ fn whatever_is_killed_whenever_nothing_is_half_made_and_nothing_is_lost() {
         wait_until("recovery", || {
             let engine = house.engine();
             // A kill at the first use of a pool leaves a file beside the marker to come.
-            let mut files = house.volume_files();
+            let mut files = files_in(place);
             files.retain(|name| !name.starts_with(".sistemo-pool."));
-            files.len() == engine.volumes().unwrap().len() * 2
+            // Snapshots, and what is left of one or of a revert until the volume is next changed.
+            files.retain(|name| !name.contains('@') && !name.ends_with(".revert"));
+            let default = engine.pool_view(&"default".parse().unwrap()).unwrap();
+            files.len() == (engine.volumes().unwrap().len() + default.images) * 2
         });
         let is_recovery = |notice: &Notice| matches!(notice, Notice::Recovered { .. });
         recovered += house.notices().iter().filter(|n| is_recovery(n)).count();

@@ -43,12 +43,11 @@ impl Clone {
 fn told(cloned: &Cloned) -> String {
     let (source, clone) = (&cloned.source, &cloned.volume.name);
     let mut ways = Vec::new();
-    let what = match cloned.copied {
-        Some(bytes) => format!("copied {source} to {clone}: {bytes}"),
-        None => {
-            ways.push(cloned.way.to_string());
-            format!("cloned {source} to {clone}")
-        }
+    let what = if let Some(bytes) = cloned.copied {
+        format!("copied {source} to {clone}: {bytes}")
+    } else {
+        ways.push(cloned.way.to_string());
+        format!("cloned {source} to {clone}")
     };
     if cloned.source_pool != cloned.volume.pool {
         let (from, to) = (&cloned.source_pool, &cloned.volume.pool);

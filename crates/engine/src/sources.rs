@@ -1,0 +1,88 @@
+//! What is read of a volume: all that it holds now, or held when a snapshot was taken.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use sistemo_catalog::LockSet;
+use sistemo_model::{Access, Bytes, Reference, SnapshotName, Volume};
+use sistemo_pools::{Content, Location, Pool, PoolError};
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::volumes::pool_error;
+
+/// A volume, or a snapshot of it, that nobody writes to.
+pub(crate) struct Source<'a> {
+    pub(crate) volume: Volume,
+    pub(crate) snapshot: Option<&'a SnapshotName>,
+    pub(crate) pool: Arc<dyn Pool>,
+    /// Its virtual size.
+    pub(crate) size: Bytes,
+    pub(crate) locks: LockSet,
+}
+
+impl Engine {
+    /// Holds a volume to read all of it. Of a snapshot only the volume's own lock is needed: what
+    /// its machine does with the volume meanwhile is of no concern.
+    ///
+    /// # Errors
+    /// [`Error::VolumeInUse`](crate::Error::VolumeInUse), and where there is no such volume or
+    /// snapshot.
+    pub(crate) fn hold_source<'a>(
+        &self,
+        reference: &Reference,
+        snapshot: Option<&'a SnapshotName>,
+        action: &'static str,
+    ) -> Result<Source<'a>> {
+        let (volume, locks, size);
+        if let Some(name) = snapshot {
+            (volume, locks) = self.hold_volume_alone(reference)?;
+            size = self.find_snapshot(&volume, name)?.size;
+        } else {
+            let held = self.hold_to_read(reference, action)?;
+            self.refuse_damaged(held.volume.id)?;
+            size = held.volume.size;
+            (volume, locks) = (held.volume, held.locks);
+        }
+        Ok(Source {
+            pool: self.pool(&volume.pool)?,
+            volume,
+            snapshot,
+            size,
+            locks,
+        })
+    }
+}
+
+impl Source<'_> {
+    pub(crate) fn content(&self) -> Result<Box<dyn Content>> {
+        let (id, pool) = (self.volume.id, &self.pool);
+        let opened = match (self.snapshot, pool.snapshots()) {
+            (Some(name), Some(power)) => power.snapshot_content(id, name),
+            (Some(name), None) => Err(PoolError::NoSuchSnapshot {
+                pool: self.volume.pool.clone(),
+                volume: id,
+                snapshot: name.clone(),
+            }),
+            (None, _) => pool.content(id, Access::ReadOnly),
+        };
+        opened.map_err(|source| pool_error(&self.volume, "read", source))
+    }
+
+    /// Its bytes as a file, where they are one.
+    pub(crate) fn raw_file(&self) -> Result<Option<File>> {
+        if self.snapshot.is_some() {
+            return Ok(None);
+        }
+        let fail = |source| pool_error(&self.volume, "read", source);
+        let id = self.volume.id;
+        let location = self.pool.open(id, Access::ReadOnly).map_err(fail)?;
+        let opened = match location {
+            // What cannot be opened so is read as the driver reads it.
+            Location::RawFile(path) => File::open(path).ok(),
+            Location::BlockDevice(_) | Location::Qcow2File(_) => None,
+        };
+        self.pool.close(id).map_err(fail)?;
+        Ok(opened)
+    }
+}
