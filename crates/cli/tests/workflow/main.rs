@@ -10,143 +10,21 @@
     reason = "all of this is a test that drives the binary as its users do"
 )]
 
+mod pools;
+mod sistemo;
+
 use std::io::Read;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use sistemo::{Sistemo, text};
+
 const GIB: u64 = 1 << 30;
-
-/// The binary on a data directory of its own, which is taken down when the test ends or fails.
-struct Sistemo {
-    home: tempfile::TempDir,
-}
-
-impl Sistemo {
-    fn new() -> Sistemo {
-        Sistemo {
-            home: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    /// A directory whose name ssh, QEMU and a shell would all read as something else.
-    fn data_dir(&self) -> PathBuf {
-        self.home.path().join("da ta,é%h$HOME'")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sistemo"));
-        command
-            .args(arguments)
-            .env("SISTEMO_DATA_DIR", self.data_dir());
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Runs a command that must succeed, and returns what it printed.
-    fn run(&self, line: &str) -> String {
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        let output = self.output(&arguments);
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert!(
-            output.status.success(),
-            "`sistemo {line}` failed:\n{stdout}{stderr}"
-        );
-        stdout
-    }
-
-    /// Runs a command that must be refused, and returns what it said.
-    fn refused(&self, line: &str) -> String {
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        let output = self.output(&arguments);
-        assert_eq!(
-            output.status.code(),
-            Some(1),
-            "`sistemo {line}`: {}",
-            text(&output.stderr)
-        );
-        text(&output.stderr)
-    }
-
-    fn json(&self, line: &str) -> Value {
-        serde_json::from_str(&self.run(&format!("{line} -o json"))).unwrap()
-    }
-
-    /// Runs a line of shell in a machine; it must succeed.
-    fn guest(&self, machine: &str, line: &str) -> String {
-        let output = self.output(&["machine", "ssh", machine, "--", line]);
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert!(
-            output.status.success(),
-            "`{line}` failed in {machine}:\n{stdout}{stderr}"
-        );
-        stdout.trim().to_owned()
-    }
-
-    fn background(&self, line: &str) -> Child {
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        self.command(&arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
-
-    fn status(&self, machine: &str) -> Value {
-        self.json(&format!("machine status {machine}"))
-    }
-
-    fn wait_for_status(&self, machine: &str, wanted: &str) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(90);
-        loop {
-            let status = self.status(machine);
-            if status["status"] == wanted {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{machine} is not {wanted}: {status}"
-            );
-            thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn volume_files(&self) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(self.data_dir().join("volumes"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Sistemo {
-    fn drop(&mut self) {
-        let machines = self.output(&["machine", "list", "-o", "json"]);
-        let machines: Vec<Value> = serde_json::from_slice(&machines.stdout).unwrap_or_default();
-        for machine in machines {
-            let name = machine["name"].as_str().unwrap_or_default();
-            if thread::panicking() {
-                let log = self.output(&["machine", "logs", name]);
-                eprintln!("--- console of {name}:\n{}", text(&log.stdout));
-            }
-            let _ = self.output(&["machine", "stop", "--force", name]);
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 fn kill(pid: &Value) {
     let pid = pid.as_u64().expect("a running machine has a process");
@@ -293,6 +171,9 @@ fn the_documented_workflow_runs_on_a_real_guest() {
     // Two files for each of the three volumes, the pool's marker, and nothing stray.
     let files = sistemo.volume_files();
     assert_eq!(files.len(), 3 * 2 + 1, "{files:?}");
+
+    pools::boots_from_a_pool_of_the_qubes_document(&sistemo);
+    pools::lives_in_pools_of_several_drivers(&sistemo);
 }
 
 fn sees_its_devices_in_order(sistemo: &Sistemo) {

@@ -1,0 +1,178 @@
+//! Clones and snapshots beside the plain tools that make the same, durable when they return.
+//!
+//! `cargo bench -p sistemo-cli --bench history`, as root: it mounts an XFS, a btrfs and an ext4.
+//! The volume has 1 GiB, with 410 MiB of data in 410 extents.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench that cannot go on has nothing to tell, and this one tells more than times"
+)]
+
+mod beside;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use beside::{compare, header, shell, sistemo};
+use sistemo_host::system;
+use sistemo_model::Bytes;
+use sistemo_testkit::{LoopFilesystem, LoopKind};
+
+const MIB: u64 = 1 << 20;
+const EXTENTS: u64 = 410;
+const MANY_EXTENTS: u64 = 200_000;
+
+/// What the plain tool makes a clone or snapshot with; `$$` is new in every run.
+const REFLINK: &str = "cp --reflink=always base.raw $$.raw && sync $$.raw";
+const OVERLAY: &str = "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 $$.qcow2 \
+                       && sync $$.qcow2";
+const COPY: &str = "cp base.raw $$.raw && sync $$.raw";
+
+fn main() {
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
+    let source = home.path().join("source.raw");
+    write_extents(&source, 1024 * MIB, EXTENTS, MIB);
+
+    header();
+    for (driver, kind, plain) in [
+        ("file-reflink", LoopKind::Xfs, REFLINK),
+        ("file-reflink", LoopKind::Btrfs, REFLINK),
+        ("btrfs", LoopKind::Btrfs, REFLINK),
+        ("qcow2", LoopKind::Ext4, OVERLAY),
+        ("file", LoopKind::Ext4, COPY),
+    ] {
+        let filesystem = LoopFilesystem::new(kind, Bytes::from_mib(64 << 10));
+        let place = Place::new(filesystem.path(), driver, &source);
+        place.compare_with(&format!("{driver}, {kind:?}"), plain);
+    }
+    let filesystem = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(64 << 10));
+    Place::new(filesystem.path(), "btrfs", &source).compare_fragmented(&home.path().join("many"));
+}
+
+/// A file with so many parts of data, with holes of about the same size between them.
+fn write_extents(path: &Path, size: u64, extents: u64, length: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let stride = (size / extents) & !4095;
+    let data: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+    for extent in 0..extents {
+        file.write_all_at(&data, extent * stride).unwrap();
+    }
+}
+
+/// A data directory and a pool on one filesystem, with the plain tool's files beside them.
+struct Place<'a> {
+    filesystem: &'a Path,
+}
+
+impl Place<'_> {
+    fn new<'a>(filesystem: &'a Path, driver: &str, source: &Path) -> Place<'a> {
+        let place = Place { filesystem };
+        let directory = format!("dir_path={}", filesystem.join("pool").display());
+        place.sistemo(&["pool", "add", "bench", driver, "-O", &directory]);
+        place.import(source, "base");
+        let source = source.display();
+        let plain = filesystem.join("plain");
+        std::fs::create_dir(&plain).unwrap();
+        shell(
+            &plain,
+            &format!(
+                "cp --sparse=auto {source} base.raw && \
+                 qemu-img convert -f raw -O qcow2 base.raw base.qcow2 && sync -f ."
+            ),
+        )();
+        place
+    }
+
+    fn sistemo(&self, arguments: &[&str]) {
+        sistemo(&self.filesystem.join("data"), arguments)();
+    }
+
+    fn import(&self, source: &Path, name: &str) {
+        let source = source.to_str().unwrap();
+        self.sistemo(&["volume", "import", source, "--name", name, "-P", "bench"]);
+    }
+
+    fn compare_with(&self, label: &str, plain: &str) {
+        let data = self.filesystem.join("data");
+        let beside = self.filesystem.join("plain");
+        let mut number = 0;
+        let before = self.free();
+        compare(
+            &format!("clone / {} ({label})", tool(plain)),
+            || {
+                number += 1;
+                let name = format!("clone-{number}");
+                sistemo(&data, &["volume", "clone", "base", &name])
+            },
+            || shell(&beside, plain),
+        );
+        let made = number;
+        compare(
+            &format!("snapshot / {} ({label})", tool(plain)),
+            || {
+                number += 1;
+                let name = format!("s{number}");
+                sistemo(
+                    &data,
+                    &["volume", "snapshot", "create", "base", "--name", &name],
+                )
+            },
+            || shell(&beside, plain),
+        );
+        // Both tools together, which makes it an upper bound for either.
+        let taken = before.saturating_sub(self.free()) / (2 * number);
+        println!(
+            "    {} KiB of space each ({made} clones, {} snapshots, and as many by the plain tool)",
+            taken / 1024,
+            number - made
+        );
+    }
+
+    /// A snapshot of a volume of very many extents, beside one of an empty volume.
+    fn compare_fragmented(&self, source: &Path) {
+        let data = self.filesystem.join("data");
+        write_extents(source, MANY_EXTENTS * 8192, MANY_EXTENTS, 4096);
+        self.import(source, "fragmented");
+        self.sistemo(&[
+            "volume", "create", "1600M", "--name", "empty", "--fs", "none", "-P", "bench",
+        ]);
+        let snapshot = |volume: &'static str, number: u64| {
+            let name = format!("s{number}");
+            sistemo(
+                &data,
+                &["volume", "snapshot", "create", volume, "--name", &name],
+            )
+        };
+        let (mut ours, mut theirs) = (0, 0);
+        compare(
+            "snapshot of 200,000 extents / of an empty one (btrfs)",
+            || {
+                ours += 1;
+                snapshot("fragmented", ours)
+            },
+            || {
+                theirs += 1;
+                snapshot("empty", theirs)
+            },
+        );
+    }
+
+    fn free(&self) -> u64 {
+        shell(self.filesystem, "sync -f .")();
+        system::space(self.filesystem).unwrap().free
+    }
+}
+
+/// The name of the plain tool.
+fn tool(script: &str) -> &str {
+    script
+        .split(" && ")
+        .next()
+        .unwrap()
+        .split(" base")
+        .next()
+        .unwrap()
+}
