@@ -16,7 +16,7 @@ use sistemo_vmm::{
 };
 
 /// Longer than anything here takes on a busy host.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 pub(crate) const QEMU: Requirement = Requirement::Program("qemu-system-x86_64");
 
 /// A runtime directory, and the machine in it.
