@@ -168,9 +168,9 @@ pub fn mount_file(
         .args([file, mount_point])
         .inherit(lock)?
         .run_undisturbed()?;
-    if let Ok(Some(mounted)) = mounted_at(mount_point) {
-        // Only faster: a host whose disk has sectors of 4 KiB refuses it.
-        let _ = Program::find("losetup")?
+    // Only faster: a host whose disk has sectors of 4 KiB refuses it.
+    if let (Ok(Some(mounted)), Ok(losetup)) = (mounted_at(mount_point), Program::find("losetup")) {
+        let _ = losetup
             .arg("--direct-io=on")
             .arg(mounted.source)
             .run_undisturbed();

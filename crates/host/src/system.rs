@@ -85,7 +85,11 @@ pub fn space(path: &Path) -> io::Result<Space> {
 /// # Errors
 /// What statfs(2) says.
 pub fn is_in_memory(path: &Path) -> io::Result<bool> {
-    Ok(matches!(filesystem_name(path)?, Some("tmpfs" | "ramfs")))
+    // As linux/magic.h has them.
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    let kind = u64::try_from(rustix::fs::statfs(path)?.f_type).unwrap_or(0);
+    Ok(kind == TMPFS || kind == RAMFS)
 }
 
 /// What people call the kind of filesystem that holds `path`; `None` for rare ones. The ext
@@ -94,13 +98,12 @@ pub fn is_in_memory(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// What statfs(2) says.
 pub fn filesystem_name(path: &Path) -> io::Result<Option<&'static str>> {
-    // As linux/magic.h has them; of filesystems from elsewhere, as they say themselves.
-    const NAMES: [(u64, &str); 13] = [
+    // As linux/magic.h has them; those of filesystems from elsewhere, as they say themselves.
+    const NAMES: [(u64, &str); 12] = [
         (0xef53, "ext4"),
         (0x5846_5342, "XFS"),
         (0x9123_683e, "btrfs"),
         (0x0102_1994, "tmpfs"),
-        (0x8584_58f6, "ramfs"),
         (0x794c_7630, "overlayfs"),
         (0x6969, "NFS"),
         (0xff53_4d42, "CIFS"),

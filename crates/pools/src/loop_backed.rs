@@ -34,6 +34,8 @@ mod pool;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -53,6 +55,10 @@ const SIZE: &str = "size";
 const IMAGE: &str = "filesystem.img";
 const DRAFT: &str = "filesystem.img.new";
 const MOUNT_POINT: &str = "mounted";
+/// How long a filesystem that is to be unmounted may still be in use: by a machine that ends just
+/// now, or by a program that another thread starts just now and that is still a copy of us.
+const LAST_USE: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a loop-backed pool is to be.
 #[derive(Clone, Copy, Debug)]
@@ -438,8 +444,15 @@ impl Room<'_> {
         let path = self.mount_point();
         let failed = |source| self.failed("unmount", source);
         // Not left to umount(2): this process has the pool itself open, so it would always refuse.
-        let users = mount::users(&path)
-            .map_err(|error| failed(FileError::new("look who uses", &path, error)))?;
+        let started = Instant::now();
+        let users = loop {
+            let users = mount::users(&path)
+                .map_err(|error| failed(FileError::new("look who uses", &path, error)))?;
+            if users.is_empty() || started.elapsed() >= LAST_USE {
+                break users;
+            }
+            thread::sleep(LOOK_AGAIN);
+        };
         if !users.is_empty() {
             let text = format!("{} uses it", users.join(", "));
             let error = std::io::Error::new(std::io::ErrorKind::ResourceBusy, text);
