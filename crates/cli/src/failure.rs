@@ -252,7 +252,7 @@ fn code(error: &Error) -> Code {
         Error::Image { .. } => Code::ImageFailed,
         Error::ImageFile { .. } => Code::ImageFileUnusable,
         Error::ImageStore(_) => Code::ImageStoreFailed,
-        Error::Vmm { .. } => Code::VmmFailed,
+        Error::Vmm { .. } | Error::VolumeAccess { .. } => Code::VmmFailed,
         Error::NoVmm(_) => Code::NoVmm,
         Error::FilesystemProgram { .. } => Code::FilesystemProgramFailed,
         Error::Program { .. } => Code::ProgramFailed,

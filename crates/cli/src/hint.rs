@@ -95,9 +95,14 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::StorageConf(error) => return storage_conf_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
-        Error::Start { .. } | Error::Boot { .. } | Error::NoVmm(_) | Error::Vmm { .. } => {
-            "sistemo doctor".to_owned()
-        }
+        Error::Start { .. }
+        | Error::Boot { .. }
+        | Error::NoVmm(_)
+        | Error::Vmm { .. }
+        | Error::VolumeAccess { .. }
+        | Error::Image {
+            action: "build", ..
+        } => "sistemo doctor".to_owned(),
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
         Error::ImageFile { .. } => {
@@ -114,9 +119,6 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Settings(SettingsError::UnknownKey { known, .. }) => {
             format!("the settings are {}", known.join(", "))
         }
-        Error::Image {
-            action: "build", ..
-        } => "sistemo doctor".to_owned(),
         Error::Settings(
             SettingsError::File(_) | SettingsError::Syntax { .. } | SettingsError::Value { .. },
         )

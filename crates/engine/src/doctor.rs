@@ -47,7 +47,7 @@ const fn useful(program: &'static str, package: &'static str, purpose: &'static 
     }
 }
 
-const NEEDED: [Needed; 12] = [
+const NEEDED: [Needed; 14] = [
     needed("mkfs.ext4", "e2fsprogs", "making volumes"),
     needed("ssh", "openssh-client", "reaching machines"),
     needed("ssh-keygen", "openssh-client", "the SSH key"),
@@ -56,6 +56,12 @@ const NEEDED: [Needed; 12] = [
     useful("qemu-img", "qemu-utils", "importing qcow2 files"),
     useful("e2fsck", "e2fsprogs", "growing filesystems"),
     useful("resize2fs", "e2fsprogs", "growing filesystems"),
+    useful(
+        "qemu-storage-daemon",
+        "qemu-system-common",
+        "growing filesystems in qcow2 files",
+    ),
+    useful("fusermount3", "fuse3", "growing filesystems in qcow2 files"),
     useful("mkfs.xfs", "xfsprogs", "XFS volumes"),
     useful("mkfs.btrfs", "btrfs-progs", "btrfs volumes"),
     // Only an ordinary user's build needs these, which has a check of its own.

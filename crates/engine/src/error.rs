@@ -483,6 +483,15 @@ pub enum Error {
         #[source]
         source: VmmError,
     },
+    /// A program of this host cannot reach a volume's bytes.
+    #[error("cannot open volume {volume} for a program")]
+    VolumeAccess {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        #[source]
+        source: VmmError,
+    },
     /// The host has no usable VMM.
     #[error("this host cannot run machines")]
     NoVmm(#[source] VmmError),

@@ -1,5 +1,6 @@
 //! Making and growing filesystems on volumes, with the host's own tools.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use sistemo_host::lock::Lock;
@@ -81,10 +82,11 @@ pub(crate) fn room_to_grow(growth: u64) -> u64 {
     (16 << 20) + growth / 2048
 }
 
-/// Checks an ext4 and corrects what can be corrected without a question, with e2fsck(8).
-pub(crate) fn check(path: &Path, lock: &Lock) -> Result<(), ProgramError> {
+/// Checks an ext4 and corrects what can be corrected without a question, with e2fsck(8), which
+/// inherits `held`.
+pub(crate) fn check(path: &Path, held: &[BorrowedFd<'_>]) -> Result<(), ProgramError> {
     let program = Program::find("e2fsck")?.args(["-f", "-p"]);
-    match program.inherit(lock)?.arg(path).run_undisturbed() {
+    match inherit(program, held)?.arg(path).run_undisturbed() {
         // Status 1: there were errors, and they are corrected.
         Err(ProgramError::Failed { status, .. }) if status.code() == Some(1) => Ok(()),
         checked => checked.map(drop),
@@ -94,9 +96,13 @@ pub(crate) fn check(path: &Path, lock: &Lock) -> Result<(), ProgramError> {
 /// Grows an ext4, which was checked just now, to the size of its file.
 ///
 /// resize2fs(8) is not atomic. Neither a killed `sistemo` nor a key on the terminal stops it, and
-/// it holds `lock`; where the host goes down in its midst, the check before the next growth mends
+/// it holds what it inherits, the volume's lock among it; where the host goes down in its midst, the check before the next growth mends
 /// the filesystem.
-pub(crate) fn grow(path: &Path, lock: &Lock) -> Result<(), ProgramError> {
-    let program = Program::find("resize2fs")?.inherit(lock)?.arg(path);
+pub(crate) fn grow(path: &Path, held: &[BorrowedFd<'_>]) -> Result<(), ProgramError> {
+    let program = inherit(Program::find("resize2fs")?, held)?.arg(path);
     program.run_undisturbed().map(drop)
+}
+
+fn inherit(program: Program, held: &[BorrowedFd<'_>]) -> Result<Program, ProgramError> {
+    held.iter().try_fold(program, Program::inherit)
 }

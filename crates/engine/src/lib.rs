@@ -25,11 +25,13 @@
 
 pub mod clones;
 mod copying;
+mod disks;
 pub mod doctor;
 mod engine;
 mod error;
 pub mod exchange;
 mod filesystems;
+mod formatting;
 mod holding;
 mod image_copies;
 pub mod images;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,10 +17,10 @@ use sistemo_pools::{Description, Flaw, Pool, PoolError};
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
-use crate::filesystems;
 use crate::holding::IdleVolume;
 use crate::pools::expect_known;
 use crate::reporter::Notice;
+use crate::{filesystems, formatting};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -210,18 +211,7 @@ impl Engine {
         let fail = |source| pool_error(volume, "create", source);
         let mut draft = pool.draft(&description(volume)).map_err(fail)?;
         match content {
-            Content::Formatted => {
-                if let Some(path) = draft.raw_path() {
-                    filesystems::make(volume.filesystem, path, &volume.name, lock).map_err(
-                        |source| Error::FilesystemProgram {
-                            action: "make",
-                            filesystem: volume.filesystem,
-                            volume: volume.name.clone(),
-                            source,
-                        },
-                    )?;
-                }
-            }
+            Content::Formatted => formatting::format(volume, pool.as_ref(), draft.as_mut(), lock)?,
             Content::CopyOf(source) => {
                 draft
                     .fill_from(source, &mut |done, total| {
@@ -408,14 +398,13 @@ impl Engine {
         &self,
         held: &IdleVolume,
         action: &'static str,
-        work: fn(&Path, &Lock) -> Result<(), ProgramError>,
+        work: fn(&Path, &[BorrowedFd<'_>]) -> Result<(), ProgramError>,
     ) -> Result<()> {
-        let volume = &held.volume;
-        let pool = self.pool(&volume.pool)?;
-        let fail = |source| pool_error(volume, "open", source);
-        let location = pool.open(volume.id, Access::ReadWrite).map_err(fail)?;
-        let outcome = work(location.path(), held.lock()?);
-        pool.close(volume.id).map_err(fail)?;
+        let (volume, lock) = (&held.volume, held.lock()?);
+        let outcome = self.with_raw_access(volume, Access::ReadWrite, lock, |raw| {
+            let inherited: Vec<_> = raw.held().into_iter().chain([lock.as_fd()]).collect();
+            work(raw.path(), &inherited)
+        })?;
         outcome.map_err(|source| Error::FilesystemProgram {
             action,
             filesystem: Filesystem::Ext4,

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
@@ -168,6 +169,32 @@ impl Directory {
                 let path = &self.path;
                 Err(FileError::new("create a file in", path, error))
             }
+        }
+    }
+
+    /// Makes a file without a name, to read and write, that is gone with its last descriptor.
+    /// Others reach it through /proc/PID/fd.
+    ///
+    /// Where the filesystem knows no such files (`O_TMPFILE`, open(2)), it has a name for an
+    /// instant, and a crash then leaves it: `.unnamed-` and the process's number, until another of that number needs one.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn unnamed_file(&self) -> Result<File, FileError> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.handle, c".", flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(file.into()),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                static COUNT: AtomicU32 = AtomicU32::new(0);
+                let count = COUNT.fetch_add(1, Ordering::Relaxed);
+                let name = format!(".unnamed-{}-{count}", std::process::id());
+                // Of a process that was killed, whose number is ours now.
+                let _ = self.unlink(&name)?;
+                let file = self.file(&name, Open::CreateNew)?;
+                let _ = self.unlink(&name)?;
+                Ok(file)
+            }
+            Err(error) => Err(FileError::new("make a file in", &self.path, error)),
         }
     }
 
@@ -444,6 +471,15 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = Directory::open(home.path()).unwrap();
         (home, directory)
+    }
+
+    #[test]
+    fn an_unnamed_file_can_be_written_and_is_not_in_its_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = Directory::open(home.path()).unwrap();
+        let mut file = directory.unnamed_file().unwrap();
+        file.write_all(b"text").unwrap();
+        assert_eq!(directory.files().unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`directory`] | files in one directory, opened without following links, published atomically |
+//! | [`lifeline`] | programs that end when nobody holds on to them |
 //! | [`lock`] | advisory file locks that die with their holders |
 //! | [`mount`] | filesystems in files: making, mounting, growing them |
 //! | [`process`] | processes known by more than a number |
@@ -15,6 +16,7 @@
 //! | [`system`] | facts about this host |
 
 pub mod directory;
+pub mod lifeline;
 pub mod lock;
 pub mod mount;
 pub mod process;

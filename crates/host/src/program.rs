@@ -219,6 +219,19 @@ impl Program {
         self
     }
 
+    /// Lets another program, with arguments of its own, run it in its own place, as env(1) does.
+    pub(crate) fn run_by(
+        mut self,
+        other: &Path,
+        arguments: impl IntoIterator<Item = &'static str>,
+    ) -> Program {
+        let program = std::mem::replace(&mut self.path, other.to_owned());
+        let first = arguments.into_iter().map(OsString::from);
+        let first: Vec<_> = first.chain([program.into_os_string()]).collect();
+        self.arguments.splice(0..0, first);
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors

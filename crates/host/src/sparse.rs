@@ -198,8 +198,9 @@ fn copy_extent(
         let done = if let Some(done) = done {
             done
         } else {
-            buffer.resize(BUFFER, 0);
             let part = usize::try_from(want).unwrap_or(BUFFER).min(BUFFER);
+            // Most extents of a fresh filesystem are far shorter than what is read at once.
+            buffer.resize(part.max(buffer.len()), 0);
             let read = source.read_at(&mut buffer[..part], at)?;
             target.write_all_at(&buffer[..read], at)?;
             read as u64

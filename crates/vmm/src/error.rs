@@ -171,6 +171,23 @@ pub enum VmmError {
         /// The place, counted from 0.
         position: u8,
     },
+    /// A disk cannot be shown to programs as a raw file.
+    #[error("cannot show {} as a raw file: {words}", disk.display())]
+    Show {
+        /// The disk's file.
+        disk: PathBuf,
+        /// What the program that shows it said, or what we saw of it.
+        words: String,
+    },
+    /// A program that shows a disk as a raw file could not be run.
+    #[error("cannot show {} as a raw file", disk.display())]
+    ShowProgram {
+        /// The disk's file.
+        disk: PathBuf,
+        /// What running it said.
+        #[source]
+        source: ProgramError,
+    },
     /// A disk has no file below another.
     #[error("the disk in place {position} is not a qcow2 file")]
     NotQcow2 {

@@ -21,4 +21,4 @@ pub use contract::{
     Network, Probe, RunStatus, Started, Vmm, VmmEvent,
 };
 pub use error::VmmError;
-pub use qemu::Qemu;
+pub use qemu::{Qemu, RawAccess};

@@ -20,15 +20,15 @@ use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_host::process::Ending;
 use sistemo_images::{GuestIdentity, command_line};
 use sistemo_model::{Access, Exposure, Machine, MachineId, MachineState, StopHow, Volume};
-use sistemo_pools::Location;
 use sistemo_vmm::{
-    BootSource, Credential, Disk, DiskLocation, DiskSerial, MachineSpec, Network, RunStatus,
-    Started, VmmError, VmmEvent,
+    BootSource, Credential, Disk, DiskSerial, MachineSpec, Network, RunStatus, Started, VmmError,
+    VmmEvent,
 };
 
 use super::console::CONSOLE_LOG;
 use super::start::Readiness;
 use super::{LOOPBACK, POLL_INTERVAL};
+use crate::disks::disk_location;
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
 use crate::volumes::pool_error;
@@ -212,14 +212,9 @@ impl Engine {
         let location = pool
             .open(volume.id, access)
             .map_err(|source| pool_error(volume, "open", source))?;
-        let location = match location {
-            Location::RawFile(path) => DiskLocation::RawFile(path),
-            Location::BlockDevice(path) => DiskLocation::BlockDevice(path),
-            Location::Qcow2File(path) => DiskLocation::Qcow2File(path),
-        };
         let serial = DiskSerial::for_volume(&volume.name, volume.id);
         Ok(Disk {
-            location,
+            location: disk_location(location),
             serial,
             access,
         })

@@ -30,8 +30,8 @@ impl QemuControl {
         QemuControl { qmp, _turn: turn }
     }
 
-    fn execute(&mut self, command: &'static str) -> Result<Value, VmmError> {
-        self.qmp.execute(command, None, COMMAND_LIMIT)
+    fn execute(&mut self, command: &'static str) -> Result<(), VmmError> {
+        self.qmp.execute(command, None, COMMAND_LIMIT).map(drop)
     }
 
     pub(super) fn order(
@@ -49,7 +49,7 @@ impl QemuControl {
         arguments: Option<&Value>,
     ) -> Result<T, VmmError> {
         let reply = self.qmp.execute(command, arguments, COMMAND_LIMIT)?;
-        serde_json::from_value(reply).map_err(|error| self.qmp.garbled(error))
+        serde_json::from_str(reply.get()).map_err(|error| self.qmp.garbled(error))
     }
 
     pub(super) fn take_events(&mut self, name: &str) -> Vec<Event> {
@@ -130,21 +130,21 @@ impl Control for QemuControl {
     }
 
     fn pause(&mut self) -> Result<(), VmmError> {
-        self.execute("stop").map(drop)
+        self.execute("stop")
     }
 
     fn resume(&mut self) -> Result<(), VmmError> {
-        self.execute("cont").map(drop)
+        self.execute("cont")
     }
 
     fn power_button(&mut self) -> Result<(), VmmError> {
-        self.execute("system_powerdown").map(drop)
+        self.execute("system_powerdown")
     }
 
     fn quit(&mut self) -> Result<(), VmmError> {
         match self.execute("quit") {
             Err(error) if error.is_gone() => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 

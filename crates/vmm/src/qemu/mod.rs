@@ -23,6 +23,7 @@ mod nodes;
 mod overlay;
 mod probe;
 mod qmp;
+mod raw_access;
 
 use std::io;
 use std::net::TcpListener;
@@ -42,6 +43,8 @@ use self::command::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL, EVENTS, MOST_DISKS};
 use self::control::QemuControl;
 use self::nodes::{Aio, Caching};
 use self::qmp::Qmp;
+pub use self::raw_access::RawAccess;
+
 use crate::VmmError;
 use crate::accelerator;
 use crate::contract::{Control, MachineSpec, Probe, Started, Vmm};

@@ -5,12 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use sistemo_host::process::Ending;
 use sistemo_host::program::Program;
 use sistemo_model::{Access, Bytes, PauseCause};
 use sistemo_testkit::{Action, LoopFilesystem, LoopKind, Requirement, met};
-use sistemo_vmm::{BootSource, DiskLocation, RunStatus, VmmError};
+use sistemo_vmm::{BootSource, DiskLocation, RunStatus, VmmError, VmmEvent};
 
-use crate::rig::{QEMU, Rig, boot_sector};
+use crate::rig::{QEMU, Rig, boot_sector, next};
 
 const SIZE: Bytes = Bytes::from_mib(16);
 const BLOCK: usize = 4096;
@@ -32,7 +33,7 @@ fn qemu_img(arguments: &[&str], files: &[&Path]) {
     program.args(files).run().unwrap();
 }
 
-fn create(path: &Path, size: Bytes) {
+pub(crate) fn create(path: &Path, size: Bytes) {
     let size = size.get().to_string();
     let program = Program::find("qemu-img").unwrap();
     let program = program.args(["create", "-q", "-f", "qcow2"]);
@@ -40,7 +41,7 @@ fn create(path: &Path, size: Bytes) {
 }
 
 /// An empty file over another, made without a look at that one, which may be in use.
-fn create_over(path: &Path, lower: &Path, size: Bytes) {
+pub(crate) fn create_over(path: &Path, lower: &Path, size: Bytes) {
     let size = size.get().to_string();
     let program = Program::find("qemu-img").unwrap();
     let program = program.args(["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"]);
@@ -48,7 +49,7 @@ fn create_over(path: &Path, lower: &Path, size: Bytes) {
 }
 
 /// The bytes of a disk that is a qcow2 file, whole.
-fn content(path: &Path) -> Vec<u8> {
+pub(crate) fn content(path: &Path) -> Vec<u8> {
     qemu_img(&["check", "-q"], &[path]);
     let raw = path.with_extension("raw");
     qemu_img(&["convert", "-f", "qcow2", "-O", "raw"], &[path, &raw]);
@@ -244,6 +245,7 @@ fn a_flattened_disk_needs_its_lower_files_no_more() {
     let last = wait_for_more(&rig);
     control.quit().unwrap();
     rig.wait_gone();
+    drop(control);
     let flat = content(&layer(4));
     assert!((1..=last).all(|number| holds_block(&flat, number)));
 
@@ -253,23 +255,34 @@ fn a_flattened_disk_needs_its_lower_files_no_more() {
 }
 
 #[test]
-fn the_disk_a_machine_started_with_can_be_flattened() {
+fn a_disk_is_whole_in_its_top_file_once_it_is_flattened_whatever_ends_the_vmm() {
     if !can_run() {
         return;
     }
     let (mut rig, directory) = writing_rig(&[]);
     let (lower, upper) = (directory.join("layer0"), directory.join("layer1"));
+    let ones = directory.join("ones");
+    let file = File::create(&ones).unwrap();
+    file.write_all_at(&vec![1; 4 << 20], 12 << 20).unwrap();
+    let convert = ["convert", "-f", "raw", "-O", "qcow2"];
+    qemu_img(&convert, &[&ones, &lower]);
     create_over(&upper, &lower, SIZE);
     rig.spec.disks[0].location = DiskLocation::Qcow2File(upper.clone());
-    rig.start();
-    let _ = wait_for_more(&rig);
-    rig.connect().flatten_disk(0, &mut |_, _| {}).unwrap();
-    fs::remove_file(&lower).unwrap();
+    let process = rig.start();
     let last = wait_for_more(&rig);
-    rig.connect().quit().unwrap();
+    let mut control = rig.connect();
+    // A guest that runs would flush what the VMM itself should have.
+    control.pause().unwrap();
+    control.flatten_disk(0, &mut |_, _| {}).unwrap();
+    process.end(Ending::Kill).unwrap();
     rig.wait_gone();
-    let flat = content(&upper);
+    fs::remove_file(&lower).unwrap();
+    // Clusters that nothing refers to are the most that is wrong with it.
+    let raw = directory.join("out");
+    qemu_img(&["convert", "-f", "qcow2", "-O", "raw"], &[&upper, &raw]);
+    let flat = fs::read(raw).unwrap();
     assert!((1..=last).all(|number| holds_block(&flat, number)));
+    assert!(flat[12 << 20..].iter().all(|byte| *byte == 1));
 }
 
 #[test]
@@ -360,6 +373,53 @@ fn firmware_boots_a_qcow2_disk_and_a_read_only_one_can_be_switched() {
     let over = home.join("over");
     create_over(&over, &root, Bytes::from_mib(1));
     rig.connect().switch_disk(0, &over).unwrap();
+}
+
+#[test]
+fn a_full_disk_of_many_files_is_told_by_its_place() {
+    if !can_run() || !met(&[Requirement::Root]) {
+        return;
+    }
+    let small = LoopFilesystem::new(LoopKind::Tmpfs, Bytes::from_mib(2));
+    let up = Action::Shell("echo up");
+    let mut rig = Rig::doing(&[
+        up.clone(),
+        Action::WaitUntilGrown("vda"),
+        Action::Fill("vdb"),
+    ]);
+    let home = rig.home.path().to_owned();
+    rig.disk(&home.join("root"), SIZE, "root", Access::ReadWrite);
+    let layer = |number| home.join(format!("layer{number}"));
+    create(&layer(0), SIZE);
+    // Deeper than a reader of JSON need follow.
+    for number in 1..150 {
+        create_over(&layer(number), &layer(number - 1), SIZE);
+    }
+    let location = DiskLocation::Qcow2File(layer(149));
+    rig.attach(location, "data", Access::ReadWrite);
+    rig.start();
+    let mut follower = rig.follow();
+    rig.wait_for(&up.done());
+    let top = small.path().join("top");
+    create_over(&top, &layer(149), SIZE);
+    let mut control = rig.connect();
+    control.switch_disk(1, &top).unwrap();
+    control.grow_disk(0, Bytes::from_mib(32)).unwrap();
+    let VmmEvent::DiskError { position, full, .. } = next(&mut *follower) else {
+        panic!("the first event is the error");
+    };
+    assert_eq!((position, full), (Some(1), true));
+    let held = PauseCause::DiskFull;
+    loop {
+        match next(&mut *follower) {
+            VmmEvent::DiskError { .. } => {}
+            other => {
+                assert_eq!(other, VmmEvent::Paused(held));
+                break;
+            }
+        }
+    }
+    assert_eq!(control.status().unwrap(), RunStatus::Paused(held));
 }
 
 /// A loop device, taken back with this value.

@@ -7,4 +7,5 @@
 
 mod layers;
 mod machines;
+mod raw_access;
 mod rig;
