@@ -9,6 +9,7 @@ use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Snapshot, Snapshots, Way};
 use crate::copying::{data_bytes, require_room};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::holding::IdleVolume;
 use crate::reporter::Notice;
 use crate::volumes::{VolumeView, description, pool_error};
 
@@ -265,7 +266,7 @@ impl Engine {
 
     /// What a guest keeps on several volumes belongs together; one that goes back alone is worth
     /// a word.
-    fn tell_what_stays(&self, held: &crate::holding::IdleVolume) -> Result<()> {
+    fn tell_what_stays(&self, held: &IdleVolume) -> Result<()> {
         let Some(machine) = &held.machine else {
             return Ok(());
         };

@@ -121,7 +121,6 @@ fn an_export_that_was_killed_is_in_nobodys_way() {
     let engine = house.engine();
     let data = volume(&engine, "data", "16M");
     let file = house.path("data.raw");
-    fs::create_dir_all(&file.parent().unwrap()).unwrap();
     let left = File::create(house.path("data.raw.part")).unwrap();
     left.set_len(64 * MIB).unwrap();
     engine.export_volume(&export("data"), &file).unwrap();

@@ -1,6 +1,8 @@
 //! Images that stand in pools: made once, cloned by each deploy, and no user's volumes.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use sistemo::images::NewImport;
 use sistemo::machines::{Deploy, DeploySource, StartMode, Storage};
@@ -53,7 +55,7 @@ impl Place {
         data.resize(8 << 20, 0);
         data.extend(content);
         data.resize(9 << 20, 0);
-        std::fs::write(&file, data).unwrap();
+        write_file(&file, &data);
         self.engine.import_image(NewImport {
             file,
             name: name.parse().unwrap(),
@@ -87,6 +89,11 @@ impl Place {
     }
 }
 
+fn write_file(path: &Path, content: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(content).unwrap();
+}
+
 fn copies(house: &House) -> Vec<ImageCopy> {
     let catalogue = Catalogue::open(&house.data_dir()).unwrap();
     catalogue.read(|session| session.image_copies()).unwrap()
@@ -111,7 +118,7 @@ fn the_first_deploy_puts_the_image_there_and_each_clones_it() {
     let view = engine.pool_view(&place.fast).unwrap();
     assert_eq!((view.volumes, view.images), (3, 1));
     let image = engine.image(&"disk".parse().unwrap()).unwrap();
-    assert_eq!(image.pools, [place.fast.clone()]);
+    assert_eq!(image.pools, std::slice::from_ref(&place.fast));
     let checks = sistemo::doctor::examine(engine.settings());
     let odd = checks
         .iter()
@@ -147,7 +154,7 @@ fn a_pool_whose_clones_are_copies_holds_no_image() {
 fn an_image_can_be_put_into_a_pool_when_it_is_imported() {
     let Some(place) = place() else { return };
     let image = place.try_import("other", b"other", Some("fast")).unwrap();
-    assert_eq!(image.pools, [place.fast.clone()]);
+    assert_eq!(image.pools, std::slice::from_ref(&place.fast));
     let new = Deploy {
         source: DeploySource::Image("other".parse().unwrap()),
         ..place.plan("m")
@@ -256,7 +263,7 @@ fn a_copy_whose_making_or_removal_was_killed_is_gone_with_the_next_command() {
         .unwrap();
     // The part of it that the driver had made.
     let draft = format!("{}.raw.new", half.id);
-    std::fs::write(place.directory().join(draft), b"half").unwrap();
+    write_file(&place.directory().join(draft), b"half");
     place.house.notices();
     drop(place.house.engine());
     let notices = place.house.notices();
@@ -278,7 +285,7 @@ fn a_deploy_without_room_for_the_image_leaves_nothing() {
     let fast = pool_on(&engine, "fast", &filesystem);
     let filler = volume_in(&engine, &fast, "filler", 400);
     let file = house.path("image.raw");
-    std::fs::write(&file, vec![7; 64 << 20]).unwrap();
+    write_file(&file, &vec![7; 64 << 20]);
     engine
         .import_image(NewImport {
             file,

@@ -351,11 +351,11 @@ fn a_mistake_in_one_section_harms_no_other_pool() {
     );
     let file = house.data_dir().join("storage.conf");
     let expected = format!(
-        "{}:4: [bad] driver: there is no driver `zfs`; the drivers are file",
+        "{}:4: [bad] driver: there is no driver `zfs`; the drivers are file,",
         file.display()
     );
-    let told = reason(&engine, "bad");
-    assert!(told.starts_with(&expected), "{told}");
+    let found = reason(&engine, "bad");
+    assert!(found.starts_with(&expected), "{found}");
     let error = try_volume_in(&engine, "bad", "x").unwrap_err();
     assert!(matches!(error, Error::PoolMisconfigured { .. }), "{error}");
     for name in ["data", "usual"] {

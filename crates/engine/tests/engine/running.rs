@@ -6,7 +6,8 @@ use std::time::Duration;
 use sistemo::clones::NewClone;
 use sistemo::exchange::Export;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
-use sistemo::model::{Access, Bytes, PauseCause, SnapshotName, StopHow};
+use sistemo::model::{Access, Bytes, PauseCause, PoolName, SnapshotName, StopHow};
+use sistemo::pools::NewPool;
 use sistemo::{Engine, Error, Notice, Way};
 use sistemo_catalog::{Catalogue, Intent};
 use sistemo_host::directory::Directory;
@@ -624,4 +625,74 @@ fn a_machine_that_a_killed_snapshot_has_held_runs_on_with_the_next_command() {
         let expected = if stops { "stopped" } else { "running" };
         wait_until("its record", || machine(&next).status == expected);
     }
+}
+
+/// A pool of qcow2 files; `None` where there is no such driver.
+fn layers(house: &House, engine: &Engine) -> Option<PoolName> {
+    if engine.drivers().iter().all(|driver| driver.name != "qcow2") {
+        return None;
+    }
+    let directory = house.path("layers").display().to_string();
+    let added = engine.add_pool(&NewPool {
+        name: "layers".parse().unwrap(),
+        driver: "qcow2".to_owned(),
+        options: vec![("dir_path".to_owned(), directory)],
+    });
+    Some(added.unwrap().name.parse().unwrap())
+}
+
+#[test]
+fn a_running_machine_goes_on_in_a_new_layer() {
+    let Some((house, engine)) = guest(WRITES) else {
+        return;
+    };
+    let Some(pool) = layers(&house, &engine) else {
+        return;
+    };
+    // Root and data in layers: the root's image is put there once and cloned.
+    engine
+        .clone_volume(&NewClone {
+            source: reference("data"),
+            snapshot: None,
+            name: "layered".parse().unwrap(),
+            pool: Some(pool.clone()),
+        })
+        .unwrap();
+    let new = Deploy {
+        pool: Some(pool.clone()),
+        ..attaching(plan("tiny", "n"), &["layered"])
+    };
+    engine.deploy(&new).unwrap();
+    assert_eq!(engine.pool_view(&pool).unwrap().images, 1);
+    start(&engine, "n");
+    let log = engine.console_log(&reference("n")).unwrap();
+    wait_for_text(&log, "count 3");
+    house.notices();
+    for volume in ["layered", "n-root", "layered"] {
+        let taken = engine.take_snapshot(&reference(volume), None).unwrap();
+        assert_eq!(taken.way, Way::Overlay);
+    }
+    assert_eq!(house.notices(), [], "it was not held");
+    let length = || std::fs::metadata(&log).unwrap().len();
+    let before = length();
+    wait_until("it counts on", || length() > before);
+    let snapshots = engine.snapshots(&reference("layered")).unwrap();
+    assert_eq!(snapshots.len(), 2);
+    for snapshot in snapshots {
+        let mut bytes = Vec::new();
+        let export = Export {
+            source: reference("layered"),
+            snapshot: Some(snapshot.name.clone()),
+        };
+        engine.export_volume_to(&export, &mut bytes).unwrap();
+        assert!(bytes.starts_with(b"sistemo\n"));
+        engine
+            .delete_snapshot(&reference("layered"), &snapshot.name)
+            .unwrap();
+    }
+    let _ = engine
+        .stop_machine(&reference("n"), StopRequest::Forced)
+        .unwrap();
+    start(&engine, "n");
+    wait_until("it counts again", || length() > before);
 }
