@@ -8,7 +8,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use sistemo::model::{Bytes, MachineId, Reference};
 
-use crate::commands::{completion, image, machine, manual, pool, volume};
+use crate::commands::{completion, driver, image, machine, manual, pool, volume};
 
 const HELP_STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -96,6 +96,9 @@ pub(crate) enum Command {
     /// Places that hold volumes
     #[command(subcommand, arg_required_else_help = true)]
     Pool(pool::Command),
+    /// What keeps volumes in pools
+    #[command(subcommand, arg_required_else_help = true)]
+    Driver(driver::Command),
     /// Show the settings in effect and where each comes from
     Config,
     /// Check whether this host can run machines, and say what to install
@@ -348,7 +351,14 @@ mod tests {
     #[test]
     fn examples_in_the_guide_and_the_help_are_understood() {
         let mut texts = Vec::new();
-        for page in ["getting-started", "volumes", "machines", "images", "pools"] {
+        for page in [
+            "getting-started",
+            "volumes",
+            "machines",
+            "images",
+            "pools",
+            "drivers",
+        ] {
             let page = document(&format!("guide/{page}.md"));
             let blocks = page.split("```sh\n").skip(1);
             texts.extend(blocks.map(|block| block.split("```").next().unwrap().to_owned()));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sistemo::{Error, Kind};
 
 /// The exit status of a refused or failed operation.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// The exit status of a command line that is not understood.
 pub(crate) const USAGE: u8 = 2;
 /// The exit status of `machine exec` where the command could not be run at all, as with
@@ -129,6 +129,8 @@ pub(crate) enum Code {
     VolumeDamaged,
     PoolFailed,
     PoolMisconfigured,
+    DriverOptionsUnusable,
+    DriverWorkFailed,
     PoolPlace,
     PoolNeeded,
     PoolNotEmpty,
@@ -226,6 +228,8 @@ fn code(error: &Error) -> Code {
         Error::VolumeDamaged { .. } => Code::VolumeDamaged,
         Error::Pool { .. } => Code::PoolFailed,
         Error::PoolMisconfigured { .. } => Code::PoolMisconfigured,
+        Error::DriverOptions { .. } => Code::DriverOptionsUnusable,
+        Error::DriverWork { .. } => Code::DriverWorkFailed,
         Error::PoolPlace { .. } => Code::PoolPlace,
         Error::PoolNeeded { .. } => Code::PoolNeeded,
         Error::PoolNotEmpty { .. } => Code::PoolNotEmpty,

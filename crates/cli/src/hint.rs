@@ -95,7 +95,7 @@ fn engine_hint(error: &Error) -> Option<String> {
             format!("sistemo machine logs {machine}")
         }
         Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
-        Error::PoolMisconfigured { .. } => list(Kind::Driver),
+        Error::PoolMisconfigured { .. } | Error::DriverOptions { .. } => list(Kind::Driver),
         Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
         Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::StorageConf(error) => return storage_conf_hint(error),
@@ -131,6 +131,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::FilesystemProgram { .. }
         | Error::Program { .. }
         | Error::Catalogue(_)
+        | Error::DriverWork { .. }
         | Error::File { .. } => return None,
     })
 }

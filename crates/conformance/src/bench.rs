@@ -163,7 +163,7 @@ impl Bench {
     }
 
     /// The same where a pool is soon full, as long as the second is kept.
-    pub(crate) fn in_small_place(&self) -> Result<(Bench, Option<SmallFilesystem>), Stop> {
+    pub(crate) fn in_small_place(&self) -> Result<(Bench, InSmallPlace), Stop> {
         match &self.small {
             SmallPlace::Unavailable(why) => Err(Stop::Skipped(why.clone())),
             SmallPlace::Mounted(kind) => {
@@ -175,16 +175,41 @@ impl Bench {
                         ))
                     })?;
                 let bench = self.moved_to(filesystem.path().to_owned());
-                Ok((bench, Some(filesystem)))
+                Ok((bench, InSmallPlace::Mounted(filesystem)))
             }
             SmallPlace::Opened(open) => {
                 let home = self.home.join("small");
                 std::fs::create_dir(&home)?;
                 let mut bench = self.moved_to(home);
                 bench.open = Arc::clone(open);
-                Ok((bench, None))
+                Ok((bench.clone(), InSmallPlace::Opened(bench)))
             }
         }
+    }
+}
+
+/// What makes a place small, as long as it is kept.
+pub(crate) enum InSmallPlace {
+    /// A filesystem, unmounted when this is dropped.
+    Mounted(#[expect(dead_code, reason = "it is kept to be dropped")] SmallFilesystem),
+    /// A pool that is small itself; a filesystem of its own is unmounted when this is dropped.
+    Opened(Bench),
+}
+
+impl Drop for InSmallPlace {
+    fn drop(&mut self) {
+        if let InSmallPlace::Opened(bench) = self {
+            // What stays mounted keeps the room from being removed, which is told.
+            let _ = close(bench);
+        }
+    }
+}
+
+/// Unmounts the filesystem of a pool that has one of its own.
+pub(crate) fn close(bench: &Bench) -> Result<(), PoolError> {
+    match bench.pool()?.own_filesystem() {
+        Some(filesystem) => filesystem.unmount(),
+        None => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use sistemo_pools::{Found, Pool};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, close};
 use crate::law::{Failure, Law, Need, Outcome, Report, Stop, Verdict, told};
 
 /// How many laws came out how.
@@ -134,25 +134,13 @@ fn caught(run: impl FnOnce() -> Verdict) -> Verdict {
 
 /// Removes a room with all that is in it; where the pool is ours, through the driver first.
 fn clear(room: &Bench, ours: bool) -> Option<Remains> {
-    if ours {
-        // A driver may have made what only it can remove. Where it cannot, removing the room
-        // tells.
-        let _ = caught(|| {
-            let pool = room.pool()?;
-            empty(&*pool)?;
-            if let Some(filesystem) = pool.own_filesystem() {
-                filesystem.unmount()?;
-            }
-            Ok(())
-        });
-    } else {
-        let _ = caught(|| {
-            if let Some(filesystem) = room.pool()?.own_filesystem() {
-                filesystem.unmount()?;
-            }
-            Ok(())
-        });
-    }
+    // A driver may have made what only it can remove. Where it cannot, removing the room tells.
+    let _ = caught(|| {
+        if ours {
+            empty(&*room.pool()?)?;
+        }
+        Ok(close(room)?)
+    });
     let path = room.scratch().to_owned();
     match std::fs::remove_dir_all(&path) {
         Ok(()) => None,

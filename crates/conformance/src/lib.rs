@@ -7,7 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`law`] | what a law is, and what can come out of trying it |
-//! | [`bench`] | a place with pools of the driver under test |
+//! | [`bench`](mod@bench) | a place with pools of the driver under test |
 //! | [`laws`](mod@laws) | the laws, one room a subject |
 //! | [`check()`] | trying all of them |
 //! | [`small`] | a filesystem that is soon full |

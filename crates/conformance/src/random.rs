@@ -1,5 +1,7 @@
 //! Numbers that look random and come again with the same seed.
 
+use sistemo_model::VolumeId;
+
 /// A generator, as splitmix64 does it: fast, and good enough to choose what is tried.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
@@ -20,6 +22,21 @@ impl Random {
     /// A number below `end`, which is not 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+
+    /// An identifier, in the form of a UUID of version 4.
+    pub(crate) fn id(&mut self) -> VolumeId {
+        let (high, low) = (self.next(), self.next());
+        let text = format!(
+            "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+            high >> 32,
+            high >> 16 & 0xffff,
+            high & 0xfff,
+            low >> 48 & 0xfff,
+            low & 0xffff_ffff_ffff,
+        );
+        // The form is right, whatever the number.
+        text.parse().unwrap_or_else(|_| VolumeId::random())
     }
 
     /// One of several; `None` where there are none.
@@ -54,5 +71,6 @@ mod tests {
         let mut random = Random::new(7);
         assert!((0..100).all(|_| random.below(3) < 3));
         assert_eq!(random.pick::<u8>(&[]), None);
+        assert_eq!(Random::new(7).id(), Random::new(7).id());
     }
 }

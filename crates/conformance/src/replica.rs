@@ -433,7 +433,7 @@ impl Held {
         Step::Clone {
             origin: self.description.id,
             snapshot: snapshot.map(|(name, _)| name.clone()),
-            new: description(size),
+            new: described(random, size),
         }
     }
 
@@ -471,9 +471,19 @@ impl Held {
     }
 }
 
+/// The same seed gives the same ID, or volumes would come in another order each time.
+fn described(random: &mut Random, size: Bytes) -> Description {
+    let id = random.id();
+    Description {
+        id,
+        name: a_name(&id.short()),
+        ..description(size)
+    }
+}
+
 fn new_volume(random: &mut Random) -> Step {
     let count = 8 + random.below(MOST_BLOCKS / 2);
-    let new = description(Bytes::new(count * BLOCK));
+    let new = described(random, Bytes::new(count * BLOCK));
     let mut stamps: Vec<Stamp> = (0..=random.below(count))
         .map(|_| {
             if random.below(3) == 0 {

@@ -93,7 +93,10 @@ impl Kind {
             Kind::Btrfs => ("mkfs.btrfs", &["-q", "-f"]),
             Kind::Tmpfs => return Ok(()),
         };
-        Program::find(program)?.args(options).arg(image).run()?;
+        Program::find(program)?
+            .args(options)
+            .arg(image)
+            .run_undisturbed()?;
         Ok(())
     }
 }
@@ -109,7 +112,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A mounted filesystem that is soon full. Dropped, it is unmounted, and its loop device freed;
+/// A mounted filesystem that is soon full. A key on the terminal interrupts none of the programs
+/// that it takes. Dropped, it is unmounted, and its loop device freed;
 /// a crash leaves it mounted.
 #[derive(Debug)]
 pub struct SmallFilesystem {
@@ -141,7 +145,7 @@ impl SmallFilesystem {
             // The kernel frees a loop device that mount(8) set up when it is unmounted.
             mount.args(["-o", "loop"]).arg(&image)
         };
-        mount.arg(mount_point).run()?;
+        mount.arg(mount_point).run_undisturbed()?;
         Ok(SmallFilesystem {
             mount_point: mount_point.to_owned(),
         })
@@ -159,7 +163,7 @@ impl Drop for SmallFilesystem {
         let unmount = |lazily: bool| {
             let unmount = Program::find("umount")?;
             let unmount = if lazily { unmount.arg("-l") } else { unmount };
-            unmount.arg(&self.mount_point).run()
+            unmount.arg(&self.mount_point).run_undisturbed()
         };
         // Where something in it is still open, it goes when that is closed. Where this fails too,
         // removing the room around it does, and says so.

@@ -1,6 +1,6 @@
 //! The laws as tests of a driver.
 //!
-//! ```ignore
+//! ```text
 //! fn open(place: &Place) -> Result<Arc<dyn Pool>, PoolError> { … }
 //!
 //! fn bench() -> Bench {

@@ -481,6 +481,21 @@ pub enum Error {
         #[source]
         source: FileError,
     },
+    /// The options for a driver that is to be checked are not usable.
+    #[error("driver {driver} cannot be checked with these options")]
+    DriverOptions {
+        /// The driver, as it was named.
+        driver: String,
+        /// What is wrong with them.
+        #[source]
+        source: Fault,
+    },
+    /// The process that a check of a driver started cannot go on.
+    #[error("the work of a driver check failed: {reason}")]
+    DriverWork {
+        /// Why.
+        reason: String,
+    },
     /// The settings are not usable.
     #[error("the settings are not usable")]
     Settings(#[from] SettingsError),

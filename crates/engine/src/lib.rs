@@ -12,11 +12,13 @@
 //! | [`images`] | build, import, list, delete |
 //! | [`ssh_key`] | the key that every guest lets in |
 //! | [`settings`] | what can be configured, and where each value came from |
+//! | [`drivers`] | whether a driver does what every driver must |
 //! | [`doctor`] | whether a deploy would work on this host |
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
 pub mod doctor;
+pub mod drivers;
 mod engine;
 mod error;
 mod filesystems;

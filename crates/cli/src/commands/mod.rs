@@ -9,6 +9,7 @@ use crate::session::Session;
 pub(crate) mod completion;
 mod config;
 mod doctor;
+pub(crate) mod driver;
 pub(crate) mod image;
 pub(crate) mod machine;
 pub(crate) mod manual;
@@ -24,6 +25,7 @@ pub(crate) fn run(command: Command, session: &Session) -> Result<ExitCode, Failu
         Command::Machine(command) => command.run(session),
         Command::Image(command) => command.run(session).map(|()| done),
         Command::Pool(command) => command.run(session).map(|()| done),
+        Command::Driver(command) => command.run(session),
         Command::Config => config::run(session).map(|()| done),
         Command::Doctor => doctor::run(session),
         Command::SshKey => ssh_key::run(session).map(|()| done),

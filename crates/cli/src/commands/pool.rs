@@ -85,19 +85,19 @@ pub(crate) struct Set {
 }
 
 /// An option and its value; storage.conf has options in any case.
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_lowercase(), value.to_owned())),
         _ => Err(format!("`{text}` is not KEY=VALUE")),
     }
 }
 
-fn refuse_repeated(options: &[(String, String)], command: &str) -> Result<(), Failure> {
+pub(crate) fn refuse_repeated(options: &[(String, String)], command: &str) -> Result<(), Failure> {
     for (place, (key, _)) in options.iter().enumerate() {
         if options[..place].iter().any(|(earlier, _)| earlier == key) {
             return Err(Failure::Usage {
                 message: format!("`{key}` is set more than once"),
-                hint: format!("sistemo pool {command} --help"),
+                hint: format!("sistemo {command} --help"),
             });
         }
     }
@@ -116,7 +116,7 @@ impl Command {
                 driver,
                 options,
             }) => {
-                refuse_repeated(&options, "add")?;
+                refuse_repeated(&options, "pool add")?;
                 let new = NewPool {
                     name,
                     driver,
@@ -125,7 +125,7 @@ impl Command {
                 output.one(&session.engine()?.add_pool(&new)?)
             }
             Command::Set(Set { pool, changes }) => {
-                refuse_repeated(&changes, "set")?;
+                refuse_repeated(&changes, "pool set")?;
                 output.one(&session.engine()?.set_pool(&pool, &changes)?)
             }
             Command::Remove { pool } => {

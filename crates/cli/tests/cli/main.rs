@@ -9,6 +9,7 @@
 )]
 
 mod concurrency;
+mod drivers;
 mod environment;
 mod host;
 mod images;
