@@ -661,7 +661,13 @@ mod calls {
     #[test]
     fn what_a_killed_call_left_is_no_volume_and_is_removed() {
         let shop = Workshop::new();
-        let pool = shop.pool("create) mkdir \"$SISTEMO_OPTION_dir_path/$id.new\"; kill -9 $$ ;;");
+        let create = "create) mkdir \"$SISTEMO_OPTION_dir_path/$id.new\"; kill -9 $$ ;;";
+        let pool = shop.pool(create);
+        let error = pool.draft(&description(1)).unwrap_err();
+        assert_told(&error, "create", "SIGKILL");
+        assert_eq!(pool.list().unwrap(), [], "it was tidied up after");
+
+        let pool = shop.pool(&format!("{create}\nremove) kill -9 $$ ;;"));
         let wanted = description(1);
         let error = pool.draft(&wanted).unwrap_err();
         assert_told(&error, "create", "SIGKILL");

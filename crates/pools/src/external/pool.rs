@@ -220,17 +220,31 @@ impl ExternalPool {
         }
     }
 
-    /// Asks for a volume that is not there, and says what is there where something is.
+    /// Asks for a volume that is not there, and says what is there where something is. Where that
+    /// fails otherwise, what it left is removed; never a volume, were it there against all that
+    /// the driver says.
     pub(super) fn ask_new<A: DeserializeOwned>(
         &self,
         operation: Operation,
     ) -> Result<A, PoolError> {
-        match self.ask(operation) {
-            Err(PoolError::AlreadyThere { pool, volume }) => match self.look(volume)? {
-                Some(State::Draft(_)) => Err(PoolError::DraftThere { pool, volume }),
-                _ => Err(PoolError::AlreadyThere { pool, volume }),
-            },
-            other => other,
+        let volume = operation.volume();
+        let error = match self.ask(operation) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let left = volume.map(|volume| self.look(volume));
+        match (error, left) {
+            (PoolError::AlreadyThere { pool, volume }, Some(Ok(Some(State::Draft(_))))) => {
+                Err(PoolError::DraftThere { pool, volume })
+            }
+            (error @ PoolError::AlreadyThere { .. }, _) => Err(error),
+            (error, Some(Ok(Some(State::Draft(volume))))) => {
+                if let Err(error) = self.ask::<ChangedAnswer>(Operation::Remove { volume }) {
+                    tracing::warn!(%error, "what is left of a volume that was not made stays");
+                }
+                Err(error)
+            }
+            (error, _) => Err(error),
         }
     }
 

@@ -10,15 +10,17 @@ use super::protocol::{ChangedAnswer, LocationAnswer, Operation, SnapshotsAnswer,
 use crate::contract::{
     Clones, Cost, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
 };
-use crate::{Content, Description, Flaw, PoolError};
+use crate::{Content, Description, PoolError};
 
 impl ExternalPool {
-    /// The snapshot of that name of a volume that is there.
+    /// The snapshot of that name.
     fn snapshot(&self, volume: VolumeId, name: &SnapshotName) -> Result<Snapshot, PoolError> {
         let mut snapshots = self.snapshots_of(volume)?.into_iter();
-        snapshots
-            .find(|snapshot| snapshot.name == *name)
-            .ok_or_else(|| self.no_snapshot(volume, name))
+        if let Some(snapshot) = snapshots.find(|snapshot| snapshot.name == *name) {
+            return Ok(snapshot);
+        }
+        self.volume(volume)?;
+        Err(self.no_snapshot(volume, name))
     }
 
     fn snapshots_of(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
@@ -48,9 +50,8 @@ impl ExternalPool {
     }
 
     fn size_of(&self, origin: Origin<'_>) -> Result<Bytes, PoolError> {
-        let volume = self.volume(origin.volume)?;
         match origin.snapshot {
-            None => Ok(volume.size),
+            None => self.volume(origin.volume).map(|volume| volume.size),
             Some(name) => self.snapshot(origin.volume, name).map(|found| found.size),
         }
     }
@@ -118,8 +119,12 @@ impl Snapshots for ExternalPool {
     }
 
     fn snapshots(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
-        self.volume(volume)?;
-        self.snapshots_of(volume)
+        let snapshots = self.snapshots_of(volume)?;
+        if snapshots.is_empty() {
+            // There is none of a draft either, and that is no volume.
+            self.volume(volume)?;
+        }
+        Ok(snapshots)
     }
 
     fn take_snapshot(
@@ -169,12 +174,11 @@ impl Snapshots for ExternalPool {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Changed, PoolError> {
-        self.volume(volume)?;
         let snapshot = snapshot.clone();
         match self.ask(Operation::DeleteSnapshot { volume, snapshot }) {
             Ok(ChangedAnswer { changed: true }) => Ok(Changed::Yes),
             Ok(ChangedAnswer { changed: false }) | Err(PoolError::NoSuchSnapshot { .. }) => {
-                Ok(Changed::No)
+                self.volume(volume).map(|_| Changed::No)
             }
             Err(error) => Err(error),
         }
@@ -185,23 +189,20 @@ impl Snapshots for ExternalPool {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Box<dyn Content>, PoolError> {
-        let snapshot = self.snapshot(volume, snapshot)?;
         let operation = Operation::OpenSnapshot {
             volume,
-            snapshot: snapshot.name,
+            snapshot: snapshot.clone(),
         };
         let word = operation.word();
-        let LocationAnswer { location } = self.ask(operation)?;
+        let LocationAnswer { location } = match self.ask(operation) {
+            Err(error @ PoolError::NoSuchSnapshot { .. }) => {
+                self.volume(volume)?;
+                return Err(error);
+            }
+            other => other?,
+        };
         self.check_path(word, &location.path)?;
         let wanted = self.wanted(volume, Access::ReadOnly);
-        let content = content::content_of(&location.into(), &wanted)
-            .map_err(|fault| self.failed(word, fault))?;
-        if content.size() == snapshot.size {
-            return Ok(content);
-        }
-        Err(self.subject(volume).damaged(Flaw::WrongSize {
-            recorded: snapshot.size,
-            real: content.size(),
-        }))
+        content::content_of(&location.into(), &wanted).map_err(|fault| self.failed(word, fault))
     }
 }
