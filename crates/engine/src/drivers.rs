@@ -183,8 +183,8 @@ struct Work {
 }
 
 /// The drivers there are for the commands of this data directory.
-fn registry(_settings: &Settings) -> Registry {
-    Registry::built_in()
+fn registry(settings: &Settings) -> Registry {
+    Registry::for_data_directory(&settings.data_dir.value)
 }
 
 fn pool_name() -> PoolName {

@@ -269,7 +269,7 @@ impl Registry {
             .find(|info| info.name == name || info.aliases.iter().any(|alias| alias == name))
     }
 
-    /// The driver of that name or alias; `None` where there is none, or it cannot be used.
+    /// The driver of that name or alias, or the executable at that absolute path; `None` where there is none, or it cannot be used.
     #[must_use]
     pub fn by_name(&self, name: &str) -> Option<DriverInfo> {
         self.named(name).and_then(Result::ok)
@@ -288,11 +288,8 @@ impl Registry {
         if let Some(info) = self.own_by_name(name) {
             return Some(Ok(info));
         }
-        let by_name = !Path::new(name).is_absolute();
-        self.external
-            .as_ref()
-            .filter(|_| by_name)
-            .and_then(|external| external.info(name))
+        let external = self.external.as_ref();
+        external.and_then(|external| external.info(name))
     }
 
     /// As [`Registry::by_class`], and why one that is there cannot be used.
