@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::program::Running;
 use sistemo_model::{Access, Bytes, VolumeId};
-use sistemo_pools::{Found, Pool};
+use sistemo_pools::{Found, Pool, PoolError};
 
 use crate::bench::{Bench, Open, Place};
 use crate::expectation::{equal, holds, is_a};
@@ -260,7 +260,8 @@ impl Drop for Worker {
 }
 
 /// Expects that what a kill left is what the contract allows, and recovers as a caller does: by
-/// repeating the step, or removing what is left of it. Says whether the step is done then, and
+/// repeating the step, or removing what is left of it, in any case with an operation that waits
+/// for a program of the driver that outlived the worker. Says whether the step is done then, and
 /// has it in `replica`.
 pub(crate) fn recover(
     pool: &dyn Pool,
@@ -283,7 +284,11 @@ pub(crate) fn recover(
                 Some(snapshots) => snapshots.snapshots(id)?,
                 None => Vec::new(),
             };
-            listed.iter().any(|snapshot| snapshot.name == *name)
+            let taken = listed.iter().any(|snapshot| snapshot.name == *name);
+            if let (false, Some(snapshots)) = (taken, pool.snapshots()) {
+                let _ = snapshots.delete_snapshot(id, name)?;
+            }
+            taken
         }
         Step::Grow { to, .. } => {
             let before = replica.volumes.get(&id).map(|held| held.description.size);
@@ -302,13 +307,21 @@ pub(crate) fn recover(
         }
         Step::Remove { .. } => {
             if let (Some(Found::Volume { .. }), Some(held)) = (found, replica.volumes.get(&id)) {
-                let content = pool.content(id, Access::ReadOnly)?;
-                holds_blocks("a volume that was not removed", &*content, &held.blocks)?;
+                let content = match pool.content(id, Access::ReadOnly) {
+                    Ok(content) => Some(content),
+                    Err(PoolError::NoSuchVolume { .. }) => None,
+                    Err(error) => return Err(error.into()),
+                };
+                if let Some(content) = content {
+                    holds_blocks("a volume that was not removed", &*content, &held.blocks)?;
+                }
             }
-            false
+            let _ = pool.remove(id)?;
+            true
         }
     };
-    // What adds something can be repeated, or left; all else is repeated to be completed.
+    // What adds something and was undone can be done again, or left; all else is repeated to be
+    // completed.
     let adds = matches!(
         step,
         Step::Create { .. } | Step::Fill { .. } | Step::Clone { .. } | Step::Snapshot { .. }
@@ -351,7 +364,11 @@ fn is_made(pool: &dyn Pool, step: &Step, found: Option<Found>) -> Result<bool, S
     let id = step.volume();
     match found {
         Some(Found::Volume { .. }) => Ok(true),
-        None => Ok(false),
+        None => {
+            let _ = pool.remove(id)?;
+            equal("what is found then", pool.find(id)?, None)?;
+            Ok(false)
+        }
         Some(left) => {
             is_a!("what is left", left, Found::Draft { .. })?;
             equal("removing a draft", pool.remove(id)?, Changed::Yes)?;
