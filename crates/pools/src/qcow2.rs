@@ -45,10 +45,14 @@
 //! | create | data, description, directory |
 //! | clone | the frozen data, the volume's new file, the clone's file, directory, description, directory |
 //! | clone of a snapshot, or of what was not written since it was frozen | the clone's file, description, directory |
-//! | snapshot | the frozen data, the volume's new file, directory, the snapshot's file, directory |
+//! | snapshot | the frozen data, the volume's new file, the snapshot's file, directory, directory |
+//! | snapshot of what was not written since it was frozen | the snapshot's file, directory |
 //! | revert | the new file, the description where the size changes, directory |
 //! | delete a snapshot | directory |
-//! | remove | directory, directory |
+//! | remove | directory; twice where it has layers or snapshots |
+//!
+//! A flush of the directory right behind that of a new file is nearly free on filesystems with a
+//! journal, which has everything by then.
 
 mod chain;
 mod content;
@@ -532,6 +536,18 @@ impl Qcow2Pool {
         }
     }
 
+    /// Whether a volume never was frozen and lies over nothing: then it shares no layer, and that
+    /// is known without looking at all others.
+    fn stands_alone(&self, id: VolumeId, files: &Files) -> Result<bool, PoolError> {
+        if files.generations != [1] || !files.snapshots.is_empty() {
+            return Ok(false);
+        }
+        let name = names::data(id, 1);
+        let writable = self.mode(id, &name)?.is_some_and(|mode| mode & 0o200 != 0);
+        let summary = chain::look(&self.directory, &name);
+        Ok(writable && summary.is_ok_and(|summary| summary.header.backing.is_none()))
+    }
+
     /// What is wrong with the files of a volume and its snapshots; their data is not read.
     fn check(&self, id: VolumeId, top: &str, recorded: Bytes) -> Result<Vec<Flaw>, PoolError> {
         let mut flaws = Vec::new();
@@ -634,6 +650,7 @@ impl Pool for Qcow2Pool {
         if let State::Nothing = self.state(id, &files)? {
             return Ok(Changed::No);
         }
+        let stands_alone = self.stands_alone(id, &files)?;
         let (json, gone, layers) = (names::description(id), names::gone(id), names::layers(id));
         if self.is_there(id, &json)? {
             self.directory
@@ -654,8 +671,14 @@ impl Pool for Qcow2Pool {
         {
             self.unlink(id, &name)?;
         }
-        self.flush(id, "remove")?;
-        if self.remove_unused(Some(id))? {
+        let has_users = if stands_alone {
+            self.unlink(id, &names::data(id, 1))?;
+            false
+        } else {
+            self.flush(id, "remove")?;
+            self.remove_unused(Some(id))?
+        };
+        if has_users {
             if self.is_there(id, &gone)? {
                 self.directory
                     .rename_unflushed(&gone, &layers)

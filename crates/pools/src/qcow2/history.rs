@@ -77,7 +77,9 @@ impl Qcow2Pool {
         })
     }
 
-    /// Makes a volume's data a layer, durably, and gives the volume an empty file over it.
+    /// Makes the data of a volume that nobody uses a layer, and gives the volume an empty file
+    /// over it. That is durable when the directory is flushed, which has to be before anything
+    /// else over the layer is published.
     ///
     /// A crash leaves the data as it was, or the empty file over it, which is as good.
     fn freeze(&self, id: VolumeId, data: &Image, next: &str) -> Result<(), PoolError> {
@@ -85,8 +87,7 @@ impl Qcow2Pool {
         data.sync().map_err(failed)?;
         self.overlay(id, next, data.size(), Some(&data.name()), None)?;
         data.set_mode(Mode::RUSR).map_err(failed)?;
-        self.publish(id, next)?;
-        self.flush(id, "freeze")
+        self.publish(id, next)
     }
 
     /// Removes what a kill has left unpublished beside a volume.
@@ -117,9 +118,9 @@ impl Qcow2Pool {
         }
     }
 
-    /// Lets a machine write to a new file from now on.
+    /// Lets a machine write to a published empty file from now on.
     ///
-    /// The file has its final name before the machine is told, for QEMU opens it again by name.
+    /// It has its final name before the machine is told, for QEMU opens it again by name.
     /// Killed before the machine has switched, that file is empty, and the machine goes on with
     /// the one beneath it: whoever opens the volume next sees all of that. A snapshot that is
     /// taken while it still does lies over the empty file, which changes nothing.
@@ -130,9 +131,6 @@ impl Qcow2Pool {
         next: &str,
         disk: &mut dyn LiveDisk,
     ) -> Result<(), PoolError> {
-        self.overlay(id, next, data.size(), Some(&data.name()), None)?;
-        self.publish(id, next)?;
-        self.flush(id, "snapshot")?;
         if let Err(source) = disk.switch_to(&self.path_of(next)) {
             self.withdraw(id, next);
             return Err(self.refused(id, source));
@@ -201,17 +199,18 @@ impl Qcow2Pool {
                 source_size: size,
             });
         }
+        if let Some(frozen) = &base.freeze {
+            self.tidy(volume, &files)?;
+            let next = names::data(volume, files.next_generation());
+            self.freeze(volume, frozen, &next)?;
+        }
         let data = names::data(new.id, generation);
         let image = self.new_image(&data, new, base.layer.as_deref())?;
         let made = image
             .sync()
             .map_err(|error| self.subject(new.id).image("clone", error))
             .and_then(|()| match &base.freeze {
-                Some(frozen) => {
-                    self.tidy(volume, &files)?;
-                    let next = names::data(volume, files.next_generation());
-                    self.freeze(volume, frozen, &next)
-                }
+                Some(_) => self.flush(volume, "freeze"),
                 None => Ok(()),
             });
         if let Err(error) = made {
@@ -312,21 +311,25 @@ impl Snapshots for Qcow2Pool {
         } else {
             Base::of(data)
         };
-        self.overlay(
-            volume,
-            &file,
-            size,
-            base.layer.as_deref(),
-            Some(Timestamp::now()),
-        )?;
-        let frozen = match (&base.freeze, disk) {
-            (Some(data), Some(disk)) => self.switch(volume, data, &next, disk),
-            (Some(data), None) => self.freeze(volume, data, &next),
-            (None, _) => Ok(()),
-        };
-        if let Err(error) = frozen {
-            self.discard(&[names::new(&file)]);
-            return Err(error);
+        match (&base.freeze, &disk) {
+            (Some(data), None) => self.freeze(volume, data, &next)?,
+            (Some(data), Some(_)) => {
+                self.overlay(volume, &next, data.size(), Some(&data.name()), None)?;
+                self.publish(volume, &next)?;
+            }
+            (None, _) => {}
+        }
+        let (layer, taken) = (base.layer.as_deref(), Some(Timestamp::now()));
+        self.overlay(volume, &file, size, layer, taken)?;
+        if let Some(data) = &base.freeze {
+            let switched = self.flush(volume, "freeze").and_then(|()| match disk {
+                Some(disk) => self.switch(volume, data, &next, disk),
+                None => Ok(()),
+            });
+            if let Err(error) = switched {
+                self.discard(&[names::new(&file)]);
+                return Err(error);
+            }
         }
         self.publish(volume, &file)?;
         if let Err(error) = self.flush(volume, "snapshot") {

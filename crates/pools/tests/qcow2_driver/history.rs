@@ -120,9 +120,9 @@ fn a_smaller_clone_is_refused_and_nothing_is_left() {
 fn snapshots_keep_what_was_and_can_be_deleted_in_any_order() {
     let scene = scene();
     let made = scene.create(4 * MIB);
-    for (index, snapshot) in ["a", "b", "c", "d"].into_iter().enumerate() {
-        scene.write(made.id, &[index as u8 + 1; 512], 0);
-        scene.write(made.id, &[7; 512], (index as u64 + 1) * 65536);
+    for (number, snapshot) in (1_u8..).zip(["a", "b", "c", "d"]) {
+        scene.write(made.id, &[number; 512], 0);
+        scene.write(made.id, &[7; 512], u64::from(number) * 65536);
         scene.snapshot(made.id, snapshot);
     }
     scene.write(made.id, &[9; 512], 0);
@@ -321,12 +321,8 @@ fn a_chain_of_snapshots_that_stay_is_cut_by_a_copy() {
     scene.is_sound(made.id);
     for round in 0..70_u8 {
         let there = scene.read_snapshot(made.id, &format!("s{round}"), 0, 36352);
-        for (index, sector) in there.chunks(512).enumerate() {
-            let byte = if index <= usize::from(round) {
-                index as u8 + 1
-            } else {
-                0
-            };
+        for (number, sector) in (1_u8..).zip(there.chunks(512)) {
+            let byte = if number <= round + 1 { number } else { 0 };
             assert_eq!(sector, [byte; 512], "{round}");
         }
     }
@@ -346,12 +342,11 @@ fn forty_clones_of_clones_are_all_right() {
         scene.write(last, &[round + 1; 512], u64::from(round) * 512);
         line.push(scene.clone_of(last));
     }
-    for (generation, made) in line.iter().enumerate() {
+    for (generation, made) in (0_u8..).zip(&line) {
         let content = scene.read(made.id, 0, 40 * 512);
-        for (index, sector) in content.chunks(512).enumerate() {
-            let written = index < generation || index == generation && generation < 40;
-            let byte = if written { index as u8 + 1 } else { 0 };
-            assert_eq!(sector, [byte; 512], "{generation} {index}");
+        for (number, sector) in (1_u8..).zip(content.chunks(512)) {
+            let byte = if number <= generation + 1 { number } else { 0 };
+            assert_eq!(sector, [byte; 512], "{generation} {number}");
         }
     }
     // Without those between, what is left is still whole.

@@ -72,7 +72,7 @@ impl LiveDisk for Vmm {
         );
         match self.mood {
             Mood::Willing => {
-                self.file = overlay.to_owned();
+                overlay.clone_into(&mut self.file);
                 Ok(())
             }
             Mood::Refuses => Err("no".into()),

@@ -86,7 +86,7 @@ fn cut(model: &Model, at: u64, length: u64) -> Option<std::ops::Range<usize>> {
     })
 }
 
-fn apply(scene: &Scene, models: &mut Vec<Model>, step: Step) {
+fn apply(scene: &Scene, models: &mut Vec<Model>, step: &Step) {
     let (Step::Write { volume, .. }
     | Step::Hole { volume, .. }
     | Step::Grow { volume, .. }
@@ -94,7 +94,7 @@ fn apply(scene: &Scene, models: &mut Vec<Model>, step: Step) {
     | Step::Delete { volume, .. }
     | Step::Revert { volume, .. }
     | Step::Clone { volume, .. }
-    | Step::Remove { volume }) = step;
+    | Step::Remove { volume }) = *step;
     let count = models.len();
     if count == 0 {
         return;
@@ -102,7 +102,7 @@ fn apply(scene: &Scene, models: &mut Vec<Model>, step: Step) {
     let index = volume % count;
     let model = &mut models[index];
     let id = model.id;
-    match step {
+    match *step {
         Step::Write {
             at, length, byte, ..
         } => {
@@ -199,7 +199,7 @@ proptest! {
         scene.pool.draft(&made).unwrap().commit().unwrap();
         let size = usize::try_from(SIZE).unwrap();
         let mut models = vec![Model { id: made.id, content: vec![0; size], snapshots: BTreeMap::new() }];
-        for step in steps {
+        for step in &steps {
             apply(&scene, &mut models, step);
             check(&scene, &models);
         }

@@ -7,9 +7,9 @@ use std::path::Path;
 use sistemo_host::sparse::Extent;
 use sistemo_model::{Access, Bytes, VolumeId};
 use sistemo_pools::{Location, Pool};
-use sistemo_testkit::{Requirement, met};
+use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
-use crate::scene::{MIB, Scene, description, run, scene, text};
+use crate::scene::{MIB, Scene, description, run, scene, scene_in, text};
 
 fn ready() -> bool {
     met(&["qemu-img", "qemu-io"].map(Requirement::Program))
@@ -107,7 +107,7 @@ fn what_this_driver_writes_is_clean_and_reads_the_same_in_qemu() {
     scene.write(made.id, &vec![3; 3 << 20], MIB / 2 + 7);
     scene.make_hole(made.id, MIB + 11, MIB + 200_000);
     scene.agrees(made.id);
-    scene.write(made.id, &[4; 70_000], MIB + 100_000);
+    scene.write(made.id, &vec![4; 70_000], MIB + 100_000);
     scene.agrees(made.id);
 }
 
@@ -129,7 +129,7 @@ fn overlays_of_this_driver_are_overlays_to_qemu() {
     );
     scene.agrees(made.id);
     let clone = scene.clone_of(made.id);
-    scene.write(clone.id, &[7; 65536], 6 * MIB);
+    scene.write(clone.id, &vec![7; 65536], 6 * MIB);
     scene.agrees(clone.id);
     scene.agrees(made.id);
     scene.revert(made.id, "one");
@@ -155,7 +155,7 @@ fn what_qemu_writes_is_read_and_written_on() {
     );
     scene.agrees(made.id);
     scene.write(made.id, &[4; 1000], 100_000);
-    scene.write(made.id, &[5; 70_000], 600_000);
+    scene.write(made.id, &vec![5; 70_000], 600_000);
     scene.agrees(made.id);
     scene.snapshot(made.id, "one");
     // Zero clusters over data, with and without a cluster that is kept for them.
@@ -179,10 +179,12 @@ fn what_qemu_writes_is_read_and_written_on() {
 
 #[test]
 fn a_file_whose_tables_have_grown_is_read_and_written_by_both() {
-    if !ready() {
+    if !ready() || !met(&[Requirement::Root]) {
         return;
     }
-    let scene = scene();
+    // In memory: a disk takes its time over so many single blocks.
+    let memory = LoopFilesystem::new(LoopKind::Tmpfs, Bytes::from_mib(400));
+    let scene = scene_in(memory.path());
     // 40000 clusters of the file need a second block of refcounts, which counts 2 GiB.
     let size = 3 << 30;
     let made = scene.create(MIB);
@@ -215,11 +217,14 @@ fn a_file_whose_tables_have_grown_is_read_and_written_by_both() {
         let there = scene.read(made.id, cluster * 65536 + 512, 8);
         assert_eq!(there, cluster.to_be_bytes());
     }
-    scene.make_hole(made.id, 0, size);
+    scene.make_hole(made.id, 0, 50 * MIB);
     check(&top);
+    scene.is_sound(made.id);
     let content = scene.pool.content(made.id, Access::ReadOnly).unwrap();
-    assert_eq!(content.extents().unwrap(), []);
-    assert!(scene.pool.facts(made.id).unwrap().used < Bytes::from_mib(3));
+    assert_eq!(
+        content.next_extent(0).unwrap().map(|extent| extent.offset),
+        Some(50 * MIB)
+    );
 }
 
 #[test]

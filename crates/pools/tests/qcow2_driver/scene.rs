@@ -25,7 +25,11 @@ pub(crate) fn open(path: &Path, catalogue: CatalogueId) -> Qcow2Pool {
 }
 
 pub(crate) fn scene() -> Scene {
-    let home = tempfile::tempdir().unwrap();
+    scene_in(&std::env::temp_dir())
+}
+
+pub(crate) fn scene_in(place: &Path) -> Scene {
+    let home = tempfile::tempdir_in(place).unwrap();
     let catalogue = CatalogueId::random();
     let pool = open(&home.path().join("pool"), catalogue);
     let directory = Directory::open(pool.directory()).unwrap();
@@ -144,11 +148,9 @@ impl Scene {
 
     /// How many files hold data.
     pub(crate) fn layers(&self) -> usize {
-        let names = self.files();
-        names
-            .iter()
-            .filter(|name| name.ends_with(".qcow2") && !name.contains('@'))
-            .count()
+        let mut names = self.files();
+        names.retain(|name| name.contains(".qcow2") && !name.contains('@'));
+        names.len()
     }
 
     pub(crate) fn is_sound(&self, id: VolumeId) {

@@ -112,12 +112,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert_eq!(Entry::decode(COMPRESSED | 77), Err(Fault::Compressed));
+        assert_eq!(Entry::decode(COMPRESSED | 0x77), Err(Fault::Compressed));
         assert_eq!(Entry::decode(CLUSTER), Err(Fault::Shared(CLUSTER)));
-        for raw in [COPIED | 512, COPIED | CLUSTER | 2, 1 << 60] {
+        for raw in [COPIED | 0x200, COPIED | CLUSTER | 2, 1 << 60] {
             assert_eq!(Entry::decode(raw), Err(Fault::Entry(raw)), "{raw:#x}");
         }
-        for raw in [COPIED | 512, 1, 1 << 60] {
+        for raw in [COPIED | 0x200, 1, 1 << 60] {
             assert_eq!(Pointer::decode(raw), Err(Fault::Entry(raw)), "{raw:#x}");
         }
     }

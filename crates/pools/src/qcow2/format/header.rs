@@ -363,8 +363,8 @@ mod tests {
         ] {
             let impossible = Header {
                 size,
-                l1_entries,
                 l1_offset,
+                l1_entries,
                 ..header()
             };
             assert!(Header::decode(&impossible.encode()).is_err());

@@ -115,12 +115,12 @@ impl Image {
 
     fn take(&mut self, wanted: u64) -> Result<Taken, ImageError> {
         let length = self.length;
-        let file = self.file.try_clone();
-        let taken = file.and_then(|file| {
-            let counts = self.refcounts.as_mut().ok_or(Errno::BADF)?;
-            let first = counts.take(&file, wanted, length)?;
-            Ok((first * CLUSTER, counts.end()))
-        });
+        let taken = match self.refcounts.as_mut() {
+            None => Err(Errno::BADF.into()),
+            Some(counts) => counts
+                .take(&self.file, wanted, length)
+                .map(|first| (first * CLUSTER, counts.end())),
+        };
         let (at, blocks_end) = taken.map_err(|error| self.failed("write", error))?;
         let end = (at + wanted * CLUSTER).max(blocks_end);
         if end > self.length {
