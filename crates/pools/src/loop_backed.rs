@@ -12,7 +12,7 @@
 //! So an unmounted filesystem is never written into: its mount point has no marker. A driver
 //! offers this with the option [`size_option`] and calls [`open`] where [`is_wanted`] says so:
 //!
-//! ```ignore
+//! ```text
 //! let size = loop_backed::size_of(config)?;
 //! if loop_backed::is_wanted(size, directory) {
 //!     let plan = loop_backed::Plan { pool: &config.name, directory, kind, size, … };
