@@ -70,6 +70,11 @@ impl BrokenPool {
         })
     }
 
+    /// The powers here do not survive a kill, which is not the fault that is looked for then.
+    fn has_powers(&self) -> bool {
+        !self.is(Fault::CommitsInSteps)
+    }
+
     fn is(&self, fault: Fault) -> bool {
         self.fault == fault
     }
@@ -247,11 +252,11 @@ impl Pool for BrokenPool {
     }
 
     fn clones(&self) -> Option<&dyn Clones> {
-        Some(self)
+        self.has_powers().then_some(self as &dyn Clones)
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
-        Some(self)
+        self.has_powers().then_some(self as &dyn Snapshots)
     }
 
     fn own_filesystem(&self) -> Option<&dyn OwnFilesystem> {
