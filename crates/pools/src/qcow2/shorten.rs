@@ -22,7 +22,7 @@ use crate::{PoolError, place};
 /// Layers are merged when a chain has more files.
 const MERGE_PAST: usize = 16;
 /// The data is copied together when a chain still has more files.
-const FLATTEN_PAST: usize = 32;
+const FLATTEN_PAST: usize = 64;
 /// Without being shortened a chain may come so near to what is taken for damage.
 const MARGIN: usize = 8;
 

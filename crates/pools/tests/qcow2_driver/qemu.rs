@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use sistemo_host::Changed;
+use sistemo_host::program::Program;
 use sistemo_host::sparse::Extent;
 use sistemo_model::{Access, Bytes, VolumeId};
 use sistemo_pools::{Location, Pool};
@@ -125,7 +127,7 @@ fn overlays_of_this_driver_are_overlays_to_qemu() {
     scene.agrees(made.id);
     assert_eq!(
         scene.pool.grow(made.id, Bytes::from_mib(7)).unwrap(),
-        sistemo_host::Changed::Yes
+        Changed::Yes
     );
     scene.agrees(made.id);
     let clone = scene.clone_of(made.id);
@@ -190,10 +192,7 @@ fn a_file_whose_tables_have_grown_is_read_and_written_by_both() {
     let made = scene.create(MIB);
     scene.write(made.id, &[1; 512], 0);
     let to = Bytes::new(size);
-    assert_eq!(
-        scene.pool.grow(made.id, to).unwrap(),
-        sistemo_host::Changed::Yes
-    );
+    assert_eq!(scene.pool.grow(made.id, to).unwrap(), Changed::Yes);
     let mut content = scene.pool.content(made.id, Access::ReadWrite).unwrap();
     for cluster in 0..40_000_u64 {
         content
@@ -238,10 +237,7 @@ fn growing_moves_a_table_that_is_too_small() {
     // 8192 entries of the first table map 4 TiB; 8 TiB need a second cluster.
     for mib in [600, 4 << 20, 8 << 20] {
         let to = Bytes::from_mib(mib);
-        assert_eq!(
-            scene.pool.grow(made.id, to).unwrap(),
-            sistemo_host::Changed::Yes
-        );
+        assert_eq!(scene.pool.grow(made.id, to).unwrap(), Changed::Yes);
         let last = to.get() - 512;
         scene.write(made.id, &[7; 512], last);
         assert_eq!(scene.read(made.id, last, 512), [7; 512]);
@@ -317,4 +313,33 @@ fn what_is_cut_short_or_marked_by_qemu_is_found() {
         file.write_all_at(&[0; 8], 72).unwrap();
     }
     scene.is_sound(made.id);
+}
+
+#[test]
+fn a_file_that_is_lost_is_replaced_by_hand() {
+    if !ready() {
+        return;
+    }
+    let scene = scene();
+    let made = scene.create(MIB);
+    let id = made.id;
+    scene.write(id, b"layer", 0);
+    scene.snapshot(id, "s");
+    scene.write(id, b"above", 0);
+    std::fs::remove_file(scene.top(id)).unwrap();
+    assert!(scene.pool.open(id, Access::ReadWrite).is_err());
+    // As the documentation has it.
+    Program::find("qemu-img")
+        .unwrap()
+        .current_dir(scene.pool.directory())
+        .args(["create", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .args([format!("{id}.1.qcow2"), format!("{id}.3.qcow2")])
+        .run()
+        .unwrap();
+    scene.is_sound(id);
+    scene.write(id, b"again", 100);
+    assert_eq!(scene.read(id, 0, 5), b"layer");
+    scene.agrees(id);
+    scene.revert(id, "s");
+    scene.agrees(id);
 }

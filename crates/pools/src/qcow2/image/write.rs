@@ -273,7 +273,6 @@ impl Image {
         let Some(entries) = l1_entries(size) else {
             return Err(self.failed("write", Errno::FBIG));
         };
-        self.flush()?;
         let old = self.header.clone();
         let room = (u64::from(old.l1_entries) * 8).next_multiple_of(CLUSTER) / 8;
         self.header.size = size;
@@ -291,11 +290,17 @@ impl Image {
             self.header.l1_offset = at;
             self.flush()?;
         } else if entries > old.l1_entries {
-            // What lies behind the table in its cluster was never ours to read.
+            // Files of ours have zeros behind the table in its cluster, those that QEMU has grown
+            // may have anything.
             let added = usize::try_from(entries - old.l1_entries).unwrap_or(0);
             let behind = old.l1_offset + u64::from(old.l1_entries) * 8;
-            self.write_raw(&vec![0; added * 8], behind)?;
-            self.sync()?;
+            let mut bytes = vec![0; added * 8];
+            self.read_raw(&mut bytes, behind)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                bytes.fill(0);
+                self.write_raw(&bytes, behind)?;
+                self.sync()?;
+            }
         }
         self.header.l1_entries = entries.max(old.l1_entries);
         let whole = usize::try_from(self.header.l1_entries).unwrap_or(0);
