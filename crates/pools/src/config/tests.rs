@@ -69,6 +69,13 @@ fn fault(conf: &StorageConf, title: &str) -> String {
         .join(": ")
 }
 
+/// A text with the names of the drivers in it.
+fn with_drivers(text: &str) -> String {
+    let drivers = Registry::built_in().drivers().into_iter();
+    let names: Vec<_> = drivers.map(|info| info.name).collect();
+    text.replace("DRIVERS", &names.join(", "))
+}
+
 #[test]
 fn without_a_file_there_is_the_default_pool() {
     let conf = understand("");
@@ -158,14 +165,14 @@ fn a_mistake_in_the_defaults_concerns_every_pool() {
         ("driver", "2: [DEFAULT] the line is not `key = value`"),
         (
             "driver = zfs",
-            "2: [DEFAULT] driver: there is no driver `zfs`; the drivers are file",
+            "2: [DEFAULT] driver: there is no driver `zfs`; the drivers are DRIVERS",
         ),
     ] {
         let conf = understand(format!("[DEFAULT]\n{line}\n[a]\ndir_path = /a\n"));
         for pool in ["default", "a"] {
             assert_eq!(
                 fault(&conf, pool),
-                format!("/etc/storage.conf:{wrong}"),
+                format!("/etc/storage.conf:{}", with_drivers(wrong)),
                 "{pool}"
             );
         }
@@ -202,7 +209,7 @@ fn a_mistake_names_its_place_and_harms_no_other_pool() {
         (
             "[a]\ndriver = zfs\ndir_path = /a",
             "a",
-            "11: [a] driver: there is no driver `zfs`; the drivers are file",
+            "11: [a] driver: there is no driver `zfs`; the drivers are DRIVERS",
         ),
         (
             "[a]\ndriver = file",
@@ -276,6 +283,7 @@ fn a_mistake_names_its_place_and_harms_no_other_pool() {
             ("last", "/last"),
         ];
         assert_eq!(directories(&conf), pools, "{section}");
+        let wrong = with_drivers(wrong);
         assert_eq!(fault(&conf, title), format!("/etc/storage.conf:{wrong}"));
     }
 }
