@@ -281,11 +281,9 @@ impl Image {
             let at = match self.take(clusters)? {
                 Taken::Fresh(at) | Taken::Used(at) => at,
             };
-            let mut l1 = Vec::with_capacity(usize::try_from(clusters * CLUSTER).unwrap_or(0));
-            self.l1
-                .iter()
-                .for_each(|entry| l1.extend(entry.to_be_bytes()));
-            l1.resize(l1.capacity(), 0);
+            let entries = self.l1.iter().flat_map(|entry| entry.to_be_bytes());
+            let mut l1: Vec<u8> = entries.collect();
+            l1.resize(usize::try_from(clusters * CLUSTER).unwrap_or(0), 0);
             self.write_raw(&l1, at)?;
             self.header.l1_offset = at;
             self.flush()?;
