@@ -13,7 +13,7 @@ mod beside;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use beside::{compare, header, shell, sistemo};
 use sistemo_host::system;
@@ -44,11 +44,18 @@ fn main() {
         ("file", LoopKind::Ext4, COPY),
     ] {
         let filesystem = LoopFilesystem::new(kind, Bytes::from_mib(64 << 10));
-        let place = Place::new(filesystem.path(), driver, &source);
+        let data = home.path().join(format!("{driver}-{kind:?}"));
+        let place = Place::new(data, filesystem.path(), driver, &source);
         place.compare_with(&format!("{driver}, {kind:?}"), plain);
     }
     let filesystem = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(64 << 10));
-    Place::new(filesystem.path(), "btrfs", &source).compare_fragmented(&home.path().join("many"));
+    let place = Place::new(
+        home.path().join("many"),
+        filesystem.path(),
+        "btrfs",
+        &source,
+    );
+    place.compare_fragmented(&home.path().join("many.raw"));
 }
 
 /// A file with so many parts of data, with holes of about the same size between them.
@@ -62,14 +69,15 @@ fn write_extents(path: &Path, size: u64, extents: u64, length: u64) {
     }
 }
 
-/// A data directory and a pool on one filesystem, with the plain tool's files beside them.
+/// A pool on a filesystem with the plain tool's files beside it, and a data directory elsewhere.
 struct Place<'a> {
+    data: PathBuf,
     filesystem: &'a Path,
 }
 
 impl Place<'_> {
-    fn new<'a>(filesystem: &'a Path, driver: &str, source: &Path) -> Place<'a> {
-        let place = Place { filesystem };
+    fn new<'a>(data: PathBuf, filesystem: &'a Path, driver: &str, source: &Path) -> Place<'a> {
+        let place = Place { data, filesystem };
         let directory = format!("dir_path={}", filesystem.join("pool").display());
         place.sistemo(&["pool", "add", "bench", driver, "-O", &directory]);
         place.import(source, "base");
@@ -87,7 +95,7 @@ impl Place<'_> {
     }
 
     fn sistemo(&self, arguments: &[&str]) {
-        sistemo(&self.filesystem.join("data"), arguments)();
+        sistemo(&self.data, arguments)();
     }
 
     fn import(&self, source: &Path, name: &str) {
@@ -96,7 +104,7 @@ impl Place<'_> {
     }
 
     fn compare_with(&self, label: &str, plain: &str) {
-        let data = self.filesystem.join("data");
+        let data = &self.data;
         let beside = self.filesystem.join("plain");
         let mut number = 0;
         let before = self.free();
@@ -105,7 +113,7 @@ impl Place<'_> {
             || {
                 number += 1;
                 let name = format!("clone-{number}");
-                sistemo(&data, &["volume", "clone", "base", &name])
+                sistemo(data, &["volume", "clone", "base", &name])
             },
             || shell(&beside, plain),
         );
@@ -116,7 +124,7 @@ impl Place<'_> {
                 number += 1;
                 let name = format!("s{number}");
                 sistemo(
-                    &data,
+                    data,
                     &["volume", "snapshot", "create", "base", "--name", &name],
                 )
             },
@@ -133,7 +141,7 @@ impl Place<'_> {
 
     /// A snapshot of a volume of very many extents, beside one of an empty volume.
     fn compare_fragmented(&self, source: &Path) {
-        let data = self.filesystem.join("data");
+        let data = &self.data;
         write_extents(source, MANY_EXTENTS * 8192, MANY_EXTENTS, 4096);
         self.import(source, "fragmented");
         self.sistemo(&[
@@ -142,7 +150,7 @@ impl Place<'_> {
         let snapshot = |volume: &'static str, number: u64| {
             let name = format!("s{number}");
             sistemo(
-                &data,
+                data,
                 &["volume", "snapshot", "create", volume, "--name", &name],
             )
         };
