@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sistemo_conformance::small::SmallPlace;
-use sistemo_conformance::{Bench, Place, laws_hold_for};
 use sistemo_host::Changed;
 use sistemo_host::directory::{self, Directory, Open};
 use sistemo_host::program::{Program, Running};
@@ -200,25 +198,6 @@ impl Scene {
             .unwrap();
     }
 }
-
-fn open_place(place: &Place) -> Result<Arc<dyn Pool>, PoolError> {
-    let (path, catalogue) = (&place.directory, place.catalogue);
-    let writing = Writing::AsMounted;
-    let opened = BtrfsPool::open(default_pool(), path, writing, catalogue, FirstUse::Allowed)?;
-    Ok(Arc::new(opened))
-}
-
-fn bench() -> Option<Bench> {
-    let filesystem = filesystem(1024)?;
-    let home = filesystem.path().join("home");
-    std::fs::create_dir(&home).unwrap();
-    let bench = Bench::new(&home, open_place)
-        .with_powers(&BtrfsDriver.info().powers)
-        .with_small_place(SmallPlace::like(&home));
-    Some(bench.keeping(filesystem))
-}
-
-laws_hold_for!(laws, open_place, bench());
 
 mod layout {
     use super::*;

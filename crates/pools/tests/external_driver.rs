@@ -774,6 +774,10 @@ mod powers {
     struct NoDisk;
 
     impl LiveDisk for NoDisk {
+        fn file(&mut self) -> Result<PathBuf, LiveDiskError> {
+            panic!("the protocol has no words for this")
+        }
+
         fn switch_to(&mut self, _: &Path) -> Result<(), LiveDiskError> {
             panic!("the protocol has no words for this");
         }

@@ -485,6 +485,10 @@ fn progress_is_told_of_a_copy_and_never_of_a_reflink() {
 struct Untouched;
 
 impl LiveDisk for Untouched {
+    fn file(&mut self) -> Result<PathBuf, LiveDiskError> {
+        panic!("the VMM was asked for its file")
+    }
+
     fn switch_to(&mut self, _overlay: &Path) -> Result<(), LiveDiskError> {
         panic!("the VMM was asked to switch")
     }

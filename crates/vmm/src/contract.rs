@@ -283,6 +283,13 @@ pub trait Control: fmt::Debug + Send {
     /// [`VmmError::NoDisk`], [`VmmError::Shrink`], and those of [`Control::status`].
     fn grow_disk(&mut self, position: u8, size: Bytes) -> Result<(), VmmError>;
 
+    /// The file that the disk in place `position` is written to now, by the path that the VMM was
+    /// given.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDisk`] and those of [`Control::status`].
+    fn disk_file(&mut self, position: u8) -> Result<PathBuf, VmmError>;
+
     /// Lets the disk in place `position`, a qcow2 file, be written to `overlay` from now on: an
     /// empty qcow2 file of the same size whose backing file is the one that was written until
     /// now. What was written before is in the old file, flushed, and nothing writes to that any

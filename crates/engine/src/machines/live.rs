@@ -1,6 +1,6 @@
 //! The disk of a machine that runs, while its volume is kept as a snapshot.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sistemo_catalog::{Intent, IntentId, Lockable};
 use sistemo_model::{Machine, MachineId, MachineState, Volume};
@@ -18,6 +18,10 @@ struct ControlledDisk {
 }
 
 impl LiveDisk for ControlledDisk {
+    fn file(&mut self) -> Result<PathBuf, LiveDiskError> {
+        Ok(self.control.disk_file(self.position)?)
+    }
+
     fn switch_to(&mut self, overlay: &Path) -> Result<(), LiveDiskError> {
         Ok(self.control.switch_disk(self.position, overlay)?)
     }

@@ -11,7 +11,7 @@
 //! The caller holds the lock of every volume that an operation names.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
@@ -191,6 +191,12 @@ pub trait Snapshots {
 
 /// The disk of a running machine, as a driver may ask its VMM to treat it.
 pub trait LiveDisk {
+    /// The file that the VMM writes to now.
+    ///
+    /// # Errors
+    /// What the VMM answers.
+    fn file(&mut self) -> Result<PathBuf, LiveDiskError>;
+
     /// Lets the VMM write to `overlay` from now on, an empty qcow2 file whose backing file is the
     /// one it wrote to until now. What it writes before is in the old file, flushed; all that
     /// comes after is in the new one.

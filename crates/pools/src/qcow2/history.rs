@@ -122,8 +122,8 @@ impl Qcow2Pool {
     ///
     /// It has its final name before the machine is told, for QEMU opens it again by name.
     /// Killed before the machine has switched, that file is empty, and the machine goes on with
-    /// the one beneath it: whoever opens the volume next sees all of that. A snapshot that is
-    /// taken while it still does lies over the empty file, which changes nothing.
+    /// the one beneath it: whoever opens the volume next sees all of that, and the next snapshot
+    /// switches to that file ([`Qcow2Pool::ends_of_switch`]).
     fn switch(
         &self,
         id: VolumeId,
@@ -137,6 +137,35 @@ impl Qcow2Pool {
         }
         data.set_mode(Mode::RUSR)
             .map_err(|error| self.subject(id).image("freeze", error))
+    }
+
+    /// The file that a machine writes to, and the one that it is to write to next.
+    ///
+    /// The second is there already where the machine was never told of it, an earlier snapshot
+    /// having been killed or refused. It is taken then, for a machine that starts again begins
+    /// with it, and it has to lie over the file that was written last.
+    fn ends_of_switch(
+        &self,
+        volume: VolumeId,
+        top: String,
+        files: &Files,
+        disk: &mut dyn LiveDisk,
+    ) -> Result<(String, String), PoolError> {
+        let written = disk.file().map_err(|source| self.refused(volume, source))?;
+        let written = written.file_name().and_then(|name| name.to_str());
+        if written == Some(&top) {
+            return Ok((top, names::data(volume, files.next_generation())));
+        }
+        let over = self.open_to_read(volume, &top)?;
+        match (written, &over.header().backing) {
+            (Some(written), Some(below)) if written == below && over.is_blank() => {
+                Ok((below.clone(), top))
+            }
+            _ => {
+                let reason = format!("it writes to a file that does not lie beneath {top}");
+                Err(self.refused(volume, reason.into()))
+            }
+        }
     }
 
     fn refused(&self, volume: VolumeId, source: LiveDiskError) -> PoolError {
@@ -302,8 +331,11 @@ impl Snapshots for Qcow2Pool {
         let files = self.files_of(volume)?;
         self.tidy(volume, &files)?;
         let top = self.top(volume)?;
-        let next = names::data(volume, files.next_generation());
-        let data = self.open_to_read(volume, &top)?;
+        let (written, next) = match &mut disk {
+            Some(disk) => self.ends_of_switch(volume, top, &files, &mut **disk)?,
+            None => (top, names::data(volume, files.next_generation())),
+        };
+        let data = self.open_to_read(volume, &written)?;
         let size = data.size();
         let base = if disk.is_some() {
             // What a machine has written need not be in the file yet.
@@ -313,11 +345,11 @@ impl Snapshots for Qcow2Pool {
         };
         match (&base.freeze, &disk) {
             (Some(data), None) => self.freeze(volume, data, &next)?,
-            (Some(data), Some(_)) => {
+            (Some(data), Some(_)) if !self.is_there(volume, &next)? => {
                 self.overlay(volume, &next, data.size(), Some(&data.name()), None)?;
                 self.publish(volume, &next)?;
             }
-            (None, _) => {}
+            _ => {}
         }
         let (layer, taken) = (base.layer.as_deref(), Some(Timestamp::now()));
         self.overlay(volume, &file, size, layer, taken)?;

@@ -61,10 +61,20 @@ impl Vmm {
 }
 
 impl LiveDisk for Vmm {
+    fn file(&mut self) -> Result<PathBuf, LiveDiskError> {
+        Ok(self.file.clone())
+    }
+
     fn switch_to(&mut self, overlay: &Path) -> Result<(), LiveDiskError> {
         assert!(overlay.is_absolute() && overlay.extension().is_some_and(|e| e == "qcow2"));
         let info = run("qemu-img", &["info", text(overlay)]);
         assert!(info.contains("backing file format: qcow2"), "{info}");
+        // As the VMM does: it would start the next time with what the overlay names.
+        let over = format!(
+            "backing file: {}",
+            self.file.file_name().unwrap().to_str().unwrap()
+        );
+        assert!(info.contains(&over), "{info}");
         let map = run("qemu-img", &["map", "--output=json", text(overlay)]);
         assert!(
             !map.contains("\"depth\": 0, \"present\": true, \"zero\": false"),
@@ -220,9 +230,11 @@ fn a_kill_before_the_machine_was_told_costs_nothing() {
     assert_ne!(vmm.file, scene.top(made.id));
     assert_eq!(scene.read(made.id, 0, 4096), [2; 4096]);
     assert_eq!(scene.names_of_snapshots(made.id), [""; 0]);
-    // A later snapshot works, and holds what was written to the old file.
+    // A later snapshot works, with the file that is there, and holds what was written to the old.
     vmm.mood = Mood::Willing;
+    let layers = scene.layers();
     scene.live_snapshot(made.id, "two", &mut vmm).unwrap();
+    assert_eq!((scene.layers(), &vmm.file), (layers, &scene.top(made.id)));
     vmm.write(3, "0 512");
     assert_eq!(scene.read_snapshot(made.id, "two", 0, 4096), [2; 4096]);
     assert_eq!(scene.read(made.id, 0, 512), [3; 512]);

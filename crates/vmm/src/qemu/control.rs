@@ -1,6 +1,6 @@
 //! Commands to a running QEMU, and what it tells.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -173,6 +173,12 @@ impl Control for QemuControl {
         }
         let resize = json!({ "node-name": disk.top.name, "size": size });
         self.order("block_resize", &resize)
+    }
+
+    fn disk_file(&mut self, position: u8) -> Result<PathBuf, VmmError> {
+        let disk = self.disk(position)?;
+        let file = disk.top_file().ok_or(VmmError::NoDisk { position })?;
+        Ok(file.to_owned())
     }
 
     fn switch_disk(&mut self, position: u8, overlay: &Path) -> Result<(), VmmError> {

@@ -127,6 +127,11 @@ impl LiveDisk {
         Some(Path::new(&file.file))
     }
 
+    /// The path of the file that the guest writes to, as QEMU was given it.
+    pub(super) fn top_file(&self) -> Option<&Path> {
+        self.file_of(&self.top.name)
+    }
+
     /// The nodes of this disk that have a file as their own, and their numbers.
     fn layers(&self) -> impl Iterator<Item = (&str, u32)> {
         let own = self.nodes.iter().map(|node| node.name.as_str());
@@ -227,9 +232,7 @@ impl QemuControl {
             let (size, wanted) = (size.get(), wanted.get());
             return Err(refuse(format!("it has {size} bytes instead of {wanted}")));
         }
-        let below = now
-            .file_of(&now.top.name)
-            .ok_or(VmmError::NoDisk { position })?;
+        let below = now.top_file().ok_or(VmmError::NoDisk { position })?;
         match &node.image.backing {
             Some(backing) if is_same_file(Path::new(backing), below) => Ok(()),
             Some(backing) => {
