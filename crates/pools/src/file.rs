@@ -637,9 +637,16 @@ impl Pool for FilePool {
             .read_description(description.id)
             .is_ok_and(|old| old == *description)
         {
+            // This is what recovers a volume after a kill: what that has left goes too.
+            let _ = self.sweep(description.id, "describe")?;
+            let part = names::part(description.id);
+            let unlinked = self.directory.unlink(&part);
+            let _ = unlinked
+                .map_err(|source| self.subject(description.id).failed("describe", source))?;
             return Ok(Changed::No);
         }
         self.stage_description(description)?;
+        let _ = self.sweep(description.id, "describe")?;
         self.directory
             .flush()
             .map_err(|source| self.subject(description.id).failed("describe", source))?;

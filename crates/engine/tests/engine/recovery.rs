@@ -278,8 +278,8 @@ fn churn_and_kill(house: &House, place: &Path, rounds: u64) {
             // A kill at the first use of a pool leaves a file beside the marker to come.
             let mut files = files_in(place);
             files.retain(|name| !name.starts_with(".sistemo-pool."));
-            // Snapshots, and what is left of one or of a revert until the volume is next changed.
-            files.retain(|name| !name.contains('@') && !name.ends_with(".revert"));
+            // Snapshots, and what is left of taking one until the volume is next changed.
+            files.retain(|name| !name.contains('@'));
             let default = engine.pool_view(&"default".parse().unwrap()).unwrap();
             files.len() == (engine.volumes().unwrap().len() + default.images) * 2
         });
