@@ -1,9 +1,8 @@
 //! What keeps two calls off one volume when the process that made the first was killed.
 //!
 //! A driver may outlive whoever called it, and a recovery must not race it. Each call that
-//! changes something therefore holds a lock in the pool's directory, which the driver inherits,
-//! and another beside it, which it does not. Where the first is held and the second is free, a
-//! driver without its caller is at work, and what is to be seen of its volume is not yet what it
+//! changes something therefore holds a lock in the pool's directory, which the driver inherits.
+//! Where it is held and who took it is gone, what is to be seen of a volume is not yet what it
 //! will be.
 //!
 //! There is a fixed number of locks, which volumes share by their IDs; their files are made as
@@ -24,22 +23,6 @@ const LOCKS: &str = ".sistemo-locks";
 const SLOTS: u32 = 1024;
 /// The name of the lock of what concerns no volume.
 const POOL: &str = "pool";
-/// Behind the name of the lock that the driver does not inherit.
-const CALLER: &str = ".caller";
-
-/// The locks of a call, held as long as this.
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    inherited: Vec<Lock>,
-    own: Vec<Lock>,
-}
-
-impl Held {
-    /// The locks that the driver is to inherit.
-    pub(super) fn inherited(&self) -> &[Lock] {
-        &self.inherited
-    }
-}
 
 /// Takes the locks that an operation needs.
 pub(super) fn acquire(
@@ -47,10 +30,9 @@ pub(super) fn acquire(
     operation: &Operation,
     driver: &str,
     patience: Duration,
-) -> Result<Held, LockError> {
-    let mut held = Held::default();
+) -> Result<Vec<Lock>, LockError> {
     if !operation.changes() {
-        return Ok(held);
+        return Ok(Vec::new());
     }
     let place = directory.join(LOCKS);
     let _ = Directory::create(&place)?;
@@ -68,27 +50,21 @@ pub(super) fn acquire(
         operation.word(),
         volume.unwrap_or_default()
     );
-    for name in names {
-        let take = |path: &Path| Lock::acquire(path, &purpose, patience);
-        held.own.push(take(&place.join(format!("{name}{CALLER}")))?);
-        held.inherited.push(take(&place.join(name))?);
-    }
-    Ok(held)
+    names
+        .iter()
+        .map(|name| Lock::acquire(&place.join(name), &purpose, patience))
+        .collect()
 }
 
 /// Waits until no driver works on a volume whose caller is gone. One whose caller lives is none
 /// of our business: whoever must not meet it has the volume's own lock.
-pub(super) fn await_orphan(
+pub(super) fn await_orphans(
     directory: &Path,
     volume: VolumeId,
     patience: Duration,
 ) -> Result<(), LockError> {
     let lock = directory.join(LOCKS).join(slot(volume));
-    let caller = directory.join(LOCKS).join(slot(volume) + CALLER);
-    if Lock::is_held(&lock)? && !Lock::is_held(&caller)? {
-        drop(Lock::acquire(&lock, "looking", patience)?);
-    }
-    Ok(())
+    Lock::await_orphans(&lock, patience)
 }
 
 /// Takes away what a first use that failed made.
@@ -123,31 +99,14 @@ mod tests {
         let volume = VolumeId::random();
         let take = |operation| acquire(home.path(), &operation, "x", Duration::ZERO);
         let held = take(remove_of(volume)).unwrap();
-        assert_eq!(held.inherited().len(), 1);
+        assert_eq!(held.len(), 1);
         let error = take(Operation::Close { volume }).unwrap_err();
         let told = format!("driver x: remove {volume}");
         assert!(error.to_string().contains(&told), "{error}");
-        let looking = take(Operation::Inspect { volume }).unwrap();
-        assert!(looking.inherited().is_empty());
+        assert!(take(Operation::Inspect { volume }).unwrap().is_empty());
+        await_orphans(home.path(), volume, Duration::ZERO).unwrap();
         drop(held);
-        let _ = take(remove_of(volume)).unwrap();
-    }
-
-    #[test]
-    fn only_a_driver_without_its_caller_is_waited_for() {
-        let home = tempfile::tempdir().unwrap();
-        let volume = VolumeId::random();
-        let look = || await_orphan(home.path(), volume, Duration::ZERO);
-        look().unwrap();
-        let held = acquire(home.path(), &remove_of(volume), "x", Duration::ZERO).unwrap();
-        look().unwrap();
-        // The driver has what it inherited, and whoever called it is killed.
-        let Held { inherited, own } = held;
-        drop(own);
-        let error = look().unwrap_err();
-        assert!(matches!(error, LockError::Held { .. }), "{error}");
-        drop(inherited);
-        look().unwrap();
+        assert_eq!(take(remove_of(volume)).unwrap().len(), 1);
     }
 
     #[test]
@@ -165,7 +124,7 @@ mod tests {
         let one_again = "00000401-0000-4000-8000-000000000000";
         for (operation, count) in [(clone(two, one), 2), (clone(one, one_again), 1)] {
             let held = acquire(home.path(), &operation, "x", Duration::ZERO).unwrap();
-            assert_eq!(held.inherited().len(), count);
+            assert_eq!(held.len(), count);
         }
     }
 }

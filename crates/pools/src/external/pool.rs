@@ -213,7 +213,7 @@ impl ExternalPool {
                 options: self.options.clone(),
             }),
         };
-        match call::call(self.driver.path(), &request, limits, held.inherited()) {
+        match call::call(self.driver.path(), &request, limits, &held) {
             Ok(Answer::Done(answer)) => Ok(answer),
             Ok(Answer::Refused(error)) => Err(self.refused(&request.operation, error)),
             Err(fault) => Err(self.failed(word, fault)),
@@ -353,7 +353,7 @@ impl ExternalPool {
         let word = operation.word();
         self.check_marker()?;
         let patience = self.driver.limits().patience;
-        locks::await_orphan(&self.directory, id, patience)
+        locks::await_orphans(&self.directory, id, patience)
             .map_err(|error| self.failed(word, DriverFault::Busy(error)))?;
         let InspectAnswer { found } = self.ask(operation)?;
         let Some(found) = found else {
