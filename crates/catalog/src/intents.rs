@@ -103,12 +103,13 @@ impl Intent {
             | Intent::GrowVolume { volume, .. }
             | Intent::RenameVolume { volume }
             | Intent::RevertVolume { volume }
-            | Intent::SnapshotHeld { volume, .. }
             | Intent::CreateImageCopy { volume }
             | Intent::DeleteImageCopy { volume } => vec![volume],
             Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
                 root.into_iter().collect()
             }
+            // To let the machine go its own lock is enough, whoever has the volume's.
+            Intent::SnapshotHeld { .. } => Vec::new(),
         }
     }
 

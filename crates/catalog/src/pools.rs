@@ -21,6 +21,8 @@ pub struct KnownPool {
     pub name: PoolName,
     /// The directory it had when it was last remembered.
     pub directory: PathBuf,
+    /// The driver it had then; `None` where it was remembered before drivers were.
+    pub driver: Option<String>,
     /// When it was first remembered.
     pub first_seen: Timestamp,
 }
@@ -45,16 +47,23 @@ impl Session<'_> {
 }
 
 impl Transaction<'_> {
-    /// Remembers that a pool in this directory has this catalogue's marker. A pool that was
+    /// Remembers that a pool of this driver in this directory has this catalogue's marker. A pool that was
     /// known keeps the time it was first seen.
     ///
     /// # Errors
     /// What `SQLite` says.
-    pub fn remember_pool(&self, name: &PoolName, directory: &Path) -> Result<()> {
-        let sql = "INSERT INTO pools (name, directory, first_seen) VALUES (?1, ?2, ?3)
-                   ON CONFLICT (name) DO UPDATE SET directory = excluded.directory";
+    pub fn remember_pool(
+        &self,
+        name: &PoolName,
+        directory: &Path,
+        driver: Option<&str>,
+    ) -> Result<()> {
+        let sql = "INSERT INTO pools (name, directory, driver, first_seen) VALUES (?1, ?2, ?3, ?4)
+                   ON CONFLICT (name) DO UPDATE
+                   SET directory = excluded.directory, driver = excluded.driver";
         let now = Timestamp::now().to_string();
-        let values = (name.as_str(), directory.as_os_str().as_bytes(), now);
+        let place = directory.as_os_str().as_bytes();
+        let values = (name.as_str(), place, driver, now);
         self.execute("remember a pool", sql, values)?;
         Ok(())
     }
@@ -74,6 +83,7 @@ fn read_pool(row: &Columns<'_>) -> Result<KnownPool> {
     Ok(KnownPool {
         name: row.word("name")?,
         directory: PathBuf::from(OsString::from_vec(row.value("directory")?)),
+        driver: row.value("driver")?,
         first_seen: row.word("first_seen")?,
     })
 }

@@ -142,6 +142,8 @@ pub(crate) enum Code {
     DriverOptionsUnusable,
     DriverWorkFailed,
     PoolPlace,
+    /// A driver that is there cannot be used.
+    DriverUnusable,
     PoolNeeded,
     PoolNotEmpty,
     NoDefaultPool,
@@ -246,6 +248,8 @@ fn code(error: &Error) -> Code {
         Error::VolumeDamaged { .. } => Code::VolumeDamaged,
         Error::Pool { .. } => Code::PoolFailed,
         Error::PoolMisconfigured { .. } => Code::PoolMisconfigured,
+        Error::PoolDriverChanged { .. } => Code::PoolMisconfigured,
+        Error::DriverUnusable { .. } => Code::DriverUnusable,
         Error::DriverOptions { .. } => Code::DriverOptionsUnusable,
         Error::DriverWork { .. } => Code::DriverWorkFailed,
         Error::PoolPlace { .. } => Code::PoolPlace,

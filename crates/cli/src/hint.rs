@@ -91,6 +91,10 @@ fn engine_hint(error: &Error) -> Option<String> {
         }
         Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
         Error::PoolMisconfigured { .. } | Error::DriverOptions { .. } => list(Kind::Driver),
+        Error::PoolDriverChanged { pool, before, .. } => {
+            format!("write `driver = {before}` again for {pool} in storage.conf")
+        }
+        Error::DriverUnusable { .. } => "docs/reference/driver-protocol.md".to_owned(),
         Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
         Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::StorageConf(error) => return storage_conf_hint(error),

@@ -25,6 +25,7 @@ use sistemo_pools::{
 pub use sistemo_conformance::{Failure, Outcome as LawOutcome, Remains, Report};
 
 use crate::error::{Error, Kind, Result};
+use crate::pools::found;
 use crate::settings::Settings;
 
 /// The option that names a pool's directory.
@@ -124,6 +125,24 @@ pub fn check(
         registry: Arc::new(registry),
         config,
     };
+    // What keeps any pool of it from working here is no law's fault.
+    let place = Place {
+        directory: room.path.join("pool"),
+        catalogue: CatalogueId::random(),
+    };
+    let opened = opener.open(&place).and_then(|pool| {
+        pool.probe()?;
+        pool.own_filesystem().map_or(Ok(()), |own| own.unmount())
+    });
+    if let Err(source) = opened {
+        let _ = room.remove();
+        return Err(Error::Pool {
+            pool: pool_name(),
+            action: "be made".to_owned(),
+            source,
+        });
+    }
+    let _ = std::fs::remove_dir_all(&place.directory);
     let bench = bench(&room, &info, &opener, asked);
     let mut checked = CheckedDriver {
         driver: info.name,
@@ -257,8 +276,8 @@ fn resolve(
 ) -> Result<(DriverInfo, PoolConfig)> {
     let word = &asked.driver;
     let mut options = asked.options.clone();
-    let info = if let Some(info) = registry.by_name(word) {
-        info
+    let info = if let Some(named) = registry.named(word) {
+        found(word, Some(named))?
     } else {
         let class = if word.contains('/') {
             let path = std::path::absolute(word).map_err(|error| Error::File {
@@ -269,10 +288,7 @@ fn resolve(
         } else {
             word.clone()
         };
-        let info = registry.by_class(&class).ok_or_else(|| Error::NotFound {
-            kind: Kind::Driver,
-            reference: word.clone(),
-        })?;
+        let info = found(word, registry.classed(&class))?;
         options.push((CLASS.to_owned(), class));
         info
     };

@@ -14,6 +14,7 @@ use sistemo_model::{
     Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, SnapshotName,
     VolumeName,
 };
+use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{ConfError, Fault, PoolError};
 use sistemo_vmm::VmmError;
 
@@ -412,6 +413,25 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: Fault,
+    },
+    /// A pool holds volumes that another driver has made.
+    #[error("pool {pool} holds volumes of driver {before} and cannot be used with driver {now}")]
+    PoolDriverChanged {
+        /// The pool.
+        pool: PoolName,
+        /// The driver that made them.
+        before: String,
+        /// The driver it is given now.
+        now: String,
+    },
+    /// A driver that is there cannot be used.
+    #[error("driver {driver} cannot be used")]
+    DriverUnusable {
+        /// The driver, as it was named.
+        driver: String,
+        /// What is wrong with it.
+        #[source]
+        source: UnusableDriver,
     },
     /// A pool cannot be in its directory.
     #[error("pool {pool} cannot be in {}: {conflict}", directory.display())]

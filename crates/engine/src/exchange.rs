@@ -150,7 +150,8 @@ impl Engine {
             source,
         };
         let (directory, name) = directory::split(path).map_err(fail)?;
-        let part = format!("{name}.part");
+        // Nobody else's name: what has it was made here, and may be published or removed.
+        let part = format!(".sistemo-export.{}.part", VolumeId::random().simple());
         let written = self.write_part(volume, content, raw, &directory, &part);
         let published = written.and_then(|()| directory.publish(&part, &name).map_err(fail));
         if published.is_err() {
@@ -174,8 +175,6 @@ impl Engine {
             source,
         };
         let failed = |error| fail(FileError::new("write", directory.path_of(part), error));
-        // What an export that was cut short has left.
-        let _ = directory.unlink(part).map_err(fail)?;
         let file = directory.file(part, Open::CreateNew).map_err(fail)?;
         let mut progress = |done, total| self.reporter.progress(done, total);
         if let Some(raw) = raw {

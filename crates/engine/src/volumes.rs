@@ -451,7 +451,14 @@ impl Engine {
             session.rename_volume(id, &name)?;
             Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
         })?;
-        self.settle_description(id, intent)?;
+        if let Err(error) = self.settle_description(id, intent) {
+            let undone = self.catalogue.write(|session| {
+                session.rename_volume(id, &held.volume.name)?;
+                Ok(session.finish(intent)?)
+            });
+            self.undo_after(&error, undone);
+            return Err(error);
+        }
         if let Some(machine) = &held.machine {
             let machine = machine.clone();
             self.reporter.notice(&Notice::DeviceNameChanged {

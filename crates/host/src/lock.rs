@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::directory::{Directory, FileError, Open, split};
+use crate::process::ProcessIdentity;
 
 /// How long a command waits for another that holds what it needs.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 const HOLDER_LIMIT: u64 = 512;
 const UNKNOWN: &str = "another process";
+/// What comes before the number of the process in what it writes into a lock's file.
+const TAKER: &str = "process ";
 
 /// Why a lock could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +149,27 @@ impl Lock {
         }
     }
 
+    /// Waits up to `patience` while the lock is held by a program that inherited it from a process
+    /// that is gone. One whose taker lives is not waited for, nor is a missing file.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] where it is still so after that time.
+    pub fn await_orphans(path: &Path, patience: Duration) -> Result<(), LockError> {
+        let started = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        // In this order: whoever takes it signs it after.
+        while Lock::is_held(path)? && !taker_lives(path) {
+            if started.elapsed() >= patience {
+                let holder = holder(path);
+                let path = path.to_owned();
+                return Err(LockError::Held { path, holder });
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+
     /// The lock's file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -160,7 +184,7 @@ impl Lock {
     /// Writes who holds it into its file, where that is possible.
     fn sign(&self, purpose: &str) {
         let mut file = &self.file;
-        let text = format!("process {} ({purpose})", std::process::id());
+        let text = format!("{TAKER}{} ({purpose})", std::process::id());
         // Only waiters read it, and they do without; the lock is held whatever is written. On a
         // full filesystem deleting a volume has to work, which takes locks.
         let _ = file
@@ -204,6 +228,17 @@ fn holder(path: &Path) -> String {
         (!text.is_empty()).then_some(text)
     };
     read().unwrap_or_else(|| UNKNOWN.to_owned())
+}
+
+/// Whether there is a process of the number that the lock's file has. Its number may have come
+/// to another since; then that counts.
+fn taker_lives(path: &Path) -> bool {
+    let holder = holder(path);
+    let number = holder
+        .strip_prefix(TAKER)
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|number| number.parse().ok());
+    number.is_some_and(|number| !matches!(ProcessIdentity::of(number), Ok(None)))
 }
 
 #[cfg(test)]
@@ -275,5 +310,29 @@ mod tests {
         assert!(Lock::is_held(&path).unwrap());
         child.kill();
         assert!(!Lock::is_held(&path).unwrap());
+    }
+
+    #[test]
+    fn only_a_holder_whose_taker_is_gone_is_waited_for() {
+        let (_home, path) = lock_file();
+        Lock::await_orphans(&path, NO_PATIENCE).unwrap();
+        let lock = Lock::acquire(&path, "mkfs", NO_PATIENCE).unwrap();
+        Lock::await_orphans(&path, NO_PATIENCE).unwrap();
+        // As if another process had taken it, which has ended since.
+        let mut gone = Program::find("true").unwrap().spawn().unwrap();
+        gone.wait().unwrap();
+        let text = format!("{TAKER}{} (mkfs)", gone.pid());
+        let mut file = &lock.file;
+        file.set_len(0).unwrap();
+        file.rewind().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let error = Lock::await_orphans(&path, NO_PATIENCE).unwrap_err();
+        assert!(error.to_string().ends_with("(mkfs)"), "{error}");
+        let waiting = thread::spawn({
+            let path = path.clone();
+            move || Lock::await_orphans(&path, PATIENCE)
+        });
+        drop(lock);
+        waiting.join().unwrap().unwrap();
     }
 }

@@ -609,7 +609,7 @@ mod calls {
         let error = pool.remove(made.id).unwrap_err();
         assert_told(&error, "remove", "an earlier call for the same volume");
         assert_told(&error, "remove", &format!("driver odd: grow {}", made.id));
-        // Whoever only looks need not wait, nor who works on another volume.
+        // Whoever took its lock lives, so whoever looks need not wait, nor who works on another.
         assert_eq!(pool.verify(made.id, Bytes::from_mib(2)).unwrap(), []);
         if other.id.short()[5..] != made.id.short()[5..] {
             assert_eq!(pool.remove(other.id).unwrap(), Changed::Yes);

@@ -11,3 +11,6 @@ CREATE TABLE image_copies (
     created   TEXT NOT NULL,
     UNIQUE (image, pool)
 ) STRICT;
+
+-- What one driver has made, another does not find: NULL for a pool that was remembered before.
+ALTER TABLE pools ADD COLUMN driver TEXT CHECK (length(driver) > 0);

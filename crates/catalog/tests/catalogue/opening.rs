@@ -374,9 +374,9 @@ fn a_pool_that_was_used_before_is_remembered() {
     let home = Home::new();
     let name: PoolName = "fast".parse().unwrap();
     assert_eq!(home.read(|s| s.known_pool(&name)), None);
-    home.write(|tx| tx.remember_pool(&name, Path::new("/srv/vm")));
+    home.write(|tx| tx.remember_pool(&name, Path::new("/srv/vm"), Some("file")));
     let first = home.read(|s| s.known_pool(&name)).unwrap();
-    home.write(|tx| tx.remember_pool(&name, Path::new("/srv/fast")));
+    home.write(|tx| tx.remember_pool(&name, Path::new("/srv/fast"), Some("file")));
     let moved = home.read(|s| s.known_pool(&name)).unwrap();
     assert_eq!(first.directory, Path::new("/srv/vm"));
     assert_eq!(moved.directory, Path::new("/srv/fast"));

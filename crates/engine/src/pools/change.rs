@@ -8,6 +8,7 @@ use sistemo_catalog::KnownPool;
 use sistemo_model::{Bytes, CatalogueId, PoolName, Role, Volume};
 use sistemo_pools::{ConfError, FirstUse, Found, Pool, PoolConfig, StorageConf, marker};
 
+use super::driver_named;
 use super::place::check_place;
 use super::view::{PoolView, Survey};
 use super::{cannot_use, misconfigured, not_found};
@@ -51,12 +52,7 @@ impl Engine {
             });
         }
         let registry = &self.pools.registry;
-        if registry.by_name(&new.driver).is_none() {
-            return Err(Error::NotFound {
-                kind: Kind::Driver,
-                reference: new.driver.clone(),
-            });
-        }
+        driver_named(registry, &new.driver)?;
         let edited = conf.with_pool(name, &new.driver, &new.options, registry);
         let edited = understood(name, edited)?;
         let config = unwritten(name, &edited)?;
@@ -237,7 +233,7 @@ impl Engine {
         let before = self.catalogue.read(|session| session.known_pool(name))?;
         let settled = self.open_pool(config, first_use).and_then(|pool| {
             pool.probe().map_err(|source| cannot_use(name, source))?;
-            self.remember(name, pool.as_ref())?;
+            self.remember(config, pool.as_ref())?;
             conf.replace_by(edited)?;
             Ok(pool)
         });
@@ -258,7 +254,10 @@ impl Engine {
     /// Remembers of a pool what was remembered before.
     fn recall(&self, name: &PoolName, before: Option<&KnownPool>) -> Result<()> {
         self.catalogue.write(|session| match before {
-            Some(known) => Ok(session.remember_pool(name, &known.directory)?),
+            Some(known) => {
+                let driver = known.driver.as_deref();
+                Ok(session.remember_pool(name, &known.directory, driver)?)
+            }
             None => Ok(session.forget_pool(name)?),
         })
     }

@@ -21,7 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sistemo_catalog::{KnownPool, Lockable, Session};
 use sistemo_host::{lock::Lock, system};
 use sistemo_model::PoolName;
-use sistemo_pools::{Fault, FirstUse, Pool, PoolConfig, PoolError, Registry, StorageConf};
+use sistemo_pools::external::UnusableDriver;
+use sistemo_pools::{
+    DriverInfo, Fault, FirstUse, Pool, PoolConfig, PoolError, Registry, StorageConf,
+};
 
 pub use change::NewPool;
 pub use place::PlaceConflict;
@@ -66,9 +69,11 @@ impl Engine {
         let pool = match known.iter().find(|known| known.name == *name) {
             None => self.use_first(name)?,
             Some(known) => {
+                self.refuse_other_driver(&config, known)?;
                 let pool = self.open_pool(&config, FirstUse::Known)?;
-                if known.directory != pool.directory() {
-                    self.remember(name, pool.as_ref())?;
+                let same = known.driver.as_ref() == Some(&config.driver);
+                if known.directory != pool.directory() || !same {
+                    self.remember(&config, pool.as_ref())?;
                 }
                 pool
             }
@@ -101,9 +106,26 @@ impl Engine {
             return self.open_pool(&config, FirstUse::Known);
         }
         let pool = self.open_pool(&config, FirstUse::Allowed)?;
-        self.remember(name, pool.as_ref())?;
+        self.remember(&config, pool.as_ref())?;
         self.warn_of_memory(pool.as_ref());
         Ok(pool)
+    }
+
+    /// Refuses a pool that holds volumes of another driver: what one has made, another does not
+    /// find, and might remove for what is left of something.
+    fn refuse_other_driver(&self, config: &PoolConfig, known: &KnownPool) -> Result<()> {
+        let Some(before) = known.driver.as_ref().filter(|d| **d != config.driver) else {
+            return Ok(());
+        };
+        let volumes = self.catalogue.read(|session| session.all_volumes())?;
+        if volumes.iter().all(|volume| volume.pool != config.name) {
+            return Ok(());
+        }
+        Err(Error::PoolDriverChanged {
+            pool: config.name.clone(),
+            before: before.clone(),
+            now: config.driver.clone(),
+        })
     }
 
     fn open_pool(&self, config: &PoolConfig, first_use: FirstUse) -> Result<Arc<dyn Pool>> {
@@ -112,9 +134,10 @@ impl Engine {
         opened.map_err(|source| cannot_use(&config.name, source))
     }
 
-    fn remember(&self, name: &PoolName, pool: &dyn Pool) -> Result<()> {
+    fn remember(&self, config: &PoolConfig, pool: &dyn Pool) -> Result<()> {
+        let (name, driver) = (&config.name, Some(config.driver.as_str()));
         self.catalogue
-            .write(|session| Ok(session.remember_pool(name, pool.directory())?))
+            .write(|session| Ok(session.remember_pool(name, pool.directory(), driver)?))
     }
 
     fn warn_of_memory(&self, pool: &dyn Pool) {
@@ -149,6 +172,29 @@ pub(crate) fn expect_known(session: &Session<'_>, pool: &PoolName) -> Result<()>
     match session.known_pool(pool)? {
         Some(_) => Ok(()),
         None => Err(not_found(pool)),
+    }
+}
+
+/// What is known of a driver by its name.
+pub(crate) fn driver_named(registry: &Registry, name: &str) -> Result<DriverInfo> {
+    found(name, registry.named(name))
+}
+
+/// What was found of a driver, or why there is none.
+pub(crate) fn found(
+    reference: &str,
+    driver: Option<std::result::Result<DriverInfo, UnusableDriver>>,
+) -> Result<DriverInfo> {
+    match driver {
+        Some(Ok(info)) => Ok(info),
+        Some(Err(source)) => Err(Error::DriverUnusable {
+            driver: reference.to_owned(),
+            source,
+        }),
+        None => Err(Error::NotFound {
+            kind: Kind::Driver,
+            reference: reference.to_owned(),
+        }),
     }
 }
 

@@ -11,7 +11,9 @@ use super::{misconfigured, not_found};
 use crate::error::{Error, Result};
 
 /// What no pool may be in: the rest of the data directory.
-const RESERVED: [&str; 6] = ["images", "kernels", "machines", "locks", "ssh", "drivers"];
+const RESERVED: [&str; 7] = [
+    "images", "kernels", "machines", "locks", "ssh", "drivers", "raw",
+];
 
 /// Why a directory cannot be a pool's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -116,19 +116,20 @@ fn an_export_replaces_nothing() {
 }
 
 #[test]
-fn an_export_that_was_killed_is_in_nobodys_way() {
+fn what_is_beside_an_export_is_left_alone() {
     let house = House::new();
     let engine = house.engine();
     let data = volume(&engine, "data", "16M");
     let file = house.path("data.raw");
-    let left = File::create(house.path("data.raw.part")).unwrap();
-    left.set_len(64 * MIB).unwrap();
+    let beside = File::create(house.path("data.raw.part")).unwrap();
+    beside.set_len(64 * MIB).unwrap();
     engine.export_volume(&export("data"), &file).unwrap();
     assert_eq!(
         fs::read(&file).unwrap(),
         fs::read(data.path.unwrap()).unwrap()
     );
-    assert!(!house.path("data.raw.part").exists());
+    assert_eq!(beside.metadata().unwrap().len(), 64 * MIB);
+    assert!(house.path("data.raw.part").exists());
 }
 
 struct Broken;

@@ -130,6 +130,9 @@ impl<'a> BtrfsDraft<'a> {
         let id = self.description.id;
         let (pool, nursery) = (&self.pool.directory, self.nursery.directory());
         let name = names::volume(id);
+        // Before the move, which a power cut may keep without the data.
+        directory::flush(&self.content.path, &self.content.file)
+            .map_err(|source| self.subject().failed("create", source))?;
         if let Err(error) = pool.move_in(nursery, names::MADE, &name) {
             return Err(if error.is_already_there() {
                 self.pool.already_there(id)
@@ -137,9 +140,7 @@ impl<'a> BtrfsDraft<'a> {
                 self.subject().failed("create", error)
             });
         }
-        let data = pool.path_of(&name).join(names::DATA);
-        let flushed = directory::flush(&data, &self.content.file).and_then(|()| pool.flush());
-        flushed.map_err(|error| {
+        pool.flush().map_err(|error| {
             if let Err(error) = nursery.move_in(pool, &name, names::MADE) {
                 tracing::warn!(%error, "a volume that was not made stays");
             }

@@ -1,7 +1,7 @@
 //! Which executables are run as drivers, and which never.
 
 use std::fs::Metadata;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,13 @@ pub enum Untrusted {
     /// It is not meant to be run.
     #[error("{} is not executable", path.display())]
     NotExecutable {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It is neither a program of this system nor a script that names its interpreter; a shell
+    /// would take its lines for commands.
+    #[error("{} is neither an ELF executable nor a script that begins with `#!`", path.display())]
+    NotAProgram {
         /// The path.
         path: PathBuf,
     },
@@ -81,6 +88,12 @@ pub(super) fn trusted(path: &Path) -> Result<PathBuf, Untrusted> {
     check_owner(&real, &meta)?;
     if mode & WRITABLE_BY_ALL != 0 {
         return Err(Untrusted::WritableByAll { path: real });
+    }
+    let mut beginning = [0; 4];
+    let read = std::fs::File::open(&real).and_then(|mut file| file.read(&mut beginning));
+    read.map_err(unseen)?;
+    if !(beginning.starts_with(b"#!") || beginning == *b"\x7fELF") {
+        return Err(Untrusted::NotAProgram { path: real });
     }
     for directory in real.ancestors().skip(1) {
         let meta = directory.metadata().map_err(unseen)?;

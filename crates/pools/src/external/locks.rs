@@ -2,7 +2,10 @@
 //!
 //! A driver may outlive whoever called it, and a recovery must not race it. Each call that
 //! changes something therefore holds a lock in the pool's directory, which the driver inherits.
-//! There is a fixed number of them, which volumes share by their IDs; their files are made as
+//! Where it is held and who took it is gone, what is to be seen of a volume is not yet what it
+//! will be.
+//!
+//! There is a fixed number of locks, which volumes share by their IDs; their files are made as
 //! they are needed and never unlinked.
 
 use std::path::Path;
@@ -53,6 +56,17 @@ pub(super) fn acquire(
         .collect()
 }
 
+/// Waits until no driver works on a volume whose caller is gone. One whose caller lives is none
+/// of our business: whoever must not meet it has the volume's own lock.
+pub(super) fn await_orphans(
+    directory: &Path,
+    volume: VolumeId,
+    patience: Duration,
+) -> Result<(), LockError> {
+    let lock = directory.join(LOCKS).join(slot(volume));
+    Lock::await_orphans(&lock, patience)
+}
+
 /// Takes away what a first use that failed made.
 pub(super) fn remove(directory: &Path) -> Result<(), FileError> {
     let place = directory.join(LOCKS);
@@ -90,6 +104,7 @@ mod tests {
         let told = format!("driver x: remove {volume}");
         assert!(error.to_string().contains(&told), "{error}");
         assert!(take(Operation::Inspect { volume }).unwrap().is_empty());
+        await_orphans(home.path(), volume, Duration::ZERO).unwrap();
         drop(held);
         assert_eq!(take(remove_of(volume)).unwrap().len(), 1);
     }

@@ -346,10 +346,15 @@ impl ExternalPool {
             })
     }
 
-    /// What is there of a volume, in the driver's view; `None` where there is nothing.
+    /// What is there of a volume, in the driver's view; `None` where there is nothing. It is what
+    /// stays so for whoever has the volume's lock: a driver that outlived its caller is waited for.
     fn look(&self, id: VolumeId) -> Result<Option<State>, PoolError> {
         let operation = Operation::Inspect { volume: id };
         let word = operation.word();
+        self.check_marker()?;
+        let patience = self.driver.limits().patience;
+        locks::await_orphans(&self.directory, id, patience)
+            .map_err(|error| self.failed(word, DriverFault::Busy(error)))?;
         let InspectAnswer { found } = self.ask(operation)?;
         let Some(found) = found else {
             return Ok(None);

@@ -52,6 +52,10 @@ impl ExternalPool {
     fn size_of(&self, origin: Origin<'_>) -> Result<Bytes, PoolError> {
         match origin.snapshot {
             None => self.volume(origin.volume).map(|volume| volume.size),
+            Some(name) if Pool::snapshots(self).is_none() => {
+                self.volume(origin.volume)?;
+                Err(self.no_snapshot(origin.volume, name))
+            }
             Some(name) => self.snapshot(origin.volume, name).map(|found| found.size),
         }
     }

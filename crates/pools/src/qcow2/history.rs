@@ -19,18 +19,6 @@ struct Base {
 }
 
 impl Base {
-    /// What a volume that nobody uses holds in the file that is written.
-    fn of(data: Image) -> Base {
-        // What was not written since it was frozen needs no freezing again: chains stay short.
-        if data.is_blank() {
-            return Base {
-                layer: data.header().backing.clone(),
-                freeze: None,
-            };
-        }
-        Base::frozen(data)
-    }
-
     fn frozen(data: Image) -> Base {
         Base {
             layer: Some(data.name()),
@@ -40,6 +28,36 @@ impl Base {
 }
 
 impl Qcow2Pool {
+    /// What a volume that nobody uses holds in the file that is written.
+    fn base_of(&self, id: VolumeId, data: Image) -> Result<Base, PoolError> {
+        if !data.is_blank() {
+            return Ok(Base::frozen(data));
+        }
+        // What was not written since it was frozen needs no freezing again: chains stay short.
+        let layer = data.header().backing.clone();
+        if let Some(layer) = &layer
+            && self.mode(id, layer)?.is_some_and(|mode| mode & 0o200 != 0)
+        {
+            // A machine wrote on to it that was never told of the file above.
+            let beneath = self.open_to_read(id, layer)?;
+            beneath
+                .sync()
+                .and_then(|()| beneath.set_mode(Mode::RUSR))
+                .map_err(|error| self.subject(id).image("freeze", error))?;
+        }
+        Ok(Base {
+            layer,
+            freeze: None,
+        })
+    }
+
+    /// Flushes a volume's data before the pool's lock is taken, so that nobody waits for that.
+    fn flush_data(&self, id: VolumeId) -> Result<(), PoolError> {
+        let data = self.open_to_read(id, &self.top(id)?)?;
+        data.sync()
+            .map_err(|error| self.subject(id).image("flush", error))
+    }
+
     fn open_to_read(&self, id: VolumeId, name: &str) -> Result<Image, PoolError> {
         chain::open_image(&self.directory, name, None)
             .map_err(|error| self.subject(id).image("open", error))
@@ -211,7 +229,7 @@ impl Qcow2Pool {
         }
         let image = self.open_to_read(volume, &self.top(volume)?)?;
         let size = image.size();
-        Ok((Base::of(image), size))
+        Ok((self.base_of(volume, image)?, size))
     }
 
     fn make_clone(&self, origin: Origin<'_>, new: &Description) -> Result<(), PoolError> {
@@ -268,6 +286,7 @@ impl Clones for Qcow2Pool {
         let _ = self.check_free(new.id)?;
         if origin.snapshot.is_none() {
             self.shorten(origin.volume, progress)?;
+            self.flush_data(origin.volume)?;
         }
         self.make_clone(origin, new)?;
         Ok(Way::Overlay)
@@ -327,6 +346,7 @@ impl Snapshots for Qcow2Pool {
             Some(disk) => self.shorten_live(volume, &mut **disk, progress)?,
             None => self.shorten(volume, progress)?,
         }
+        self.flush_data(volume)?;
         let lock = self.lock(volume, "snapshot")?;
         let files = self.files_of(volume)?;
         self.tidy(volume, &files)?;
@@ -341,7 +361,7 @@ impl Snapshots for Qcow2Pool {
             // What a machine has written need not be in the file yet.
             Base::frozen(data)
         } else {
-            Base::of(data)
+            self.base_of(volume, data)?
         };
         match (&base.freeze, &disk) {
             (Some(data), None) => self.freeze(volume, data, &next)?,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sistemo_host::directory::FileError;
+use sistemo_host::directory::{FileError, Open};
 use sistemo_host::lock::{Lock, LockError, PATIENCE};
 use sistemo_model::VolumeId;
 
@@ -16,6 +16,14 @@ use crate::PoolError;
 
 /// The file whose lock it is. It begins as the marker does, and so is no stray.
 const LOCK: &str = ".sistemo-pool.lock";
+
+/// What the names of files begin with that say whose data is cut off from its layers. They too
+/// begin as the marker does.
+const FLATTENING: &str = ".sistemo-pool.flattening.";
+
+fn flattening(id: VolumeId) -> String {
+    format!("{FLATTENING}{id}")
+}
 
 /// All published data files and snapshots of a pool.
 #[derive(Debug, Default)]
@@ -157,6 +165,9 @@ impl Qcow2Pool {
         } else {
             Vec::new()
         };
+        if !todo.is_empty() {
+            self.settle_flattening()?;
+        }
         while let Some(name) = todo.pop() {
             let Some((id, generation)) = names::parse_data(&name) else {
                 continue;
@@ -179,17 +190,54 @@ impl Qcow2Pool {
         Ok(left.any(|name| names::parse_data(name).is_some_and(|(id, _)| dying == Some(id))))
     }
 
-    /// Removes what a volume was last, also where it cannot be read: what is still writable was
-    /// never a layer.
+    /// Removes what a volume was last, also where it cannot be read: the newest of its files,
+    /// while it is still writable, was never a layer.
     fn remove_newest(&self, id: VolumeId, layers: &mut Layers) -> Result<(), PoolError> {
         let all = layers.beneath.keys().chain(&layers.unreadable);
-        let own = all.filter(|name| names::parse_data(name).is_some_and(|(of, _)| of == id));
-        for name in own.cloned().collect::<Vec<_>>() {
-            let writable = self.mode(id, &name)?.is_some_and(|mode| mode & 0o200 != 0);
-            if writable && !layers.is_used(&name) {
-                self.unlink(id, &name)?;
-                layers.beneath.remove(&name);
-                layers.unreadable.remove(&name);
+        let own = all.filter_map(|name| match names::parse_data(name) {
+            Some((of, generation)) if of == id => Some((generation, name)),
+            _ => None,
+        });
+        let Some(name) = own.max().map(|(_, name)| name.clone()) else {
+            return Ok(());
+        };
+        let writable = self.mode(id, &name)?.is_some_and(|mode| mode & 0o200 != 0);
+        if writable && !layers.is_used(&name) {
+            self.unlink(id, &name)?;
+            layers.beneath.remove(&name);
+            layers.unreadable.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// Records that a volume's data may be cut off from what it lies over before that is on disk:
+    /// whoever removes layers from then on flushes it first. Not flushed itself, for a power cut
+    /// that loses it loses the cut too.
+    pub(super) fn mark_flattening(&self, id: VolumeId) -> Result<(), PoolError> {
+        let file = self.directory.file(&flattening(id), Open::CreateOrOpen);
+        file.map(drop)
+            .map_err(|source| self.subject(id).failed("flatten", source))
+    }
+
+    /// Takes back [`Qcow2Pool::mark_flattening`], where the volume's data is on disk as it is.
+    pub(super) fn unmark_flattening(&self, id: VolumeId) -> Result<(), PoolError> {
+        self.unlink(id, &flattening(id))
+    }
+
+    /// Brings to disk that data was cut off from its layers, by whoever was killed meanwhile.
+    fn settle_flattening(&self) -> Result<(), PoolError> {
+        let files = self.directory.files();
+        for name in files.map_err(|error| self.unavailable(error))? {
+            let id = name.strip_prefix(FLATTENING).map(str::parse);
+            let Some(Ok(id)) = id else { continue };
+            match self.top(id) {
+                Ok(top) => {
+                    let failed = |source| self.subject(id).failed("flush", source);
+                    let file = self.directory.file(&top, Open::Read).map_err(failed)?;
+                    self.directory.flush_file(&top, &file).map_err(failed)?;
+                }
+                Err(PoolError::NoSuchVolume { .. }) => self.unlink(id, &name)?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -65,11 +65,13 @@ impl Qcow2Pool {
         if depth <= FLATTEN_PAST {
             return Ok(());
         }
+        self.mark_flattening(id)?;
         match disk.flatten(progress) {
             Ok(()) => {
                 let _lock = self.lock(id, "flatten")?;
+                // The mark has it flushed before a layer goes.
                 self.remove_unused(None)?;
-                Ok(())
+                self.unmark_flattening(id)
             }
             Err(error) if depth < DEEPEST - MARGIN => {
                 tracing::warn!(%error, volume = %id, depth, "a chain of layers stays long");
@@ -157,11 +159,16 @@ impl Qcow2Pool {
         let mut chain = Chain::open(&self.directory, &top, Some(Care::PowerCut)).map_err(failed)?;
         self.check_room(id, &chain)?;
         chain::pull(&mut chain.images, progress).map_err(failed)?;
+        let Some(image) = chain.images.first_mut() else {
+            return Ok(());
+        };
+        // All that was pulled, before others have to wait.
+        image.flush().map_err(failed)?;
         let _lock = self.lock(id, "flatten")?;
-        if let Some(image) = chain.images.first_mut() {
-            image.cut_off().map_err(failed)?;
-        }
+        self.mark_flattening(id)?;
+        image.cut_off().map_err(failed)?;
         drop(chain);
+        self.unmark_flattening(id)?;
         self.remove_unused(None)?;
         Ok(())
     }

@@ -178,8 +178,14 @@ impl QemuControl {
             return Err(VmmError::Flattening { position });
         }
         disk.require_qcow2()?;
-        let newest = disk.layers().map(|(_, number)| number).max();
-        let name = nodes::layer_name(position, newest.unwrap_or(0) + 1);
+        let own = nodes::layer_number(&disk.top.name).unwrap_or(0);
+        for (name, number) in disk.layers() {
+            // Added by a client that was killed before it switched; its file stays locked else.
+            if number > own {
+                self.delete_node(name)?;
+            }
+        }
+        let name = nodes::layer_name(position, own + 1);
         match self.add_overlay(&name, overlay, disk.top.opening(Aio::IoUring)) {
             Err(VmmError::Refused { message, .. }) if message.contains("io_uring") => {
                 self.add_overlay(&name, overlay, disk.top.opening(Aio::Threads))?;

@@ -144,10 +144,12 @@ impl Refcounts {
         }
         if !self.table_changed.is_empty() {
             barrier()?;
-            for index in self.table_changed.drain(..) {
-                let at = self.table_offset + index as u64 * 8;
-                file.write_all_at(&self.table[index].to_be_bytes(), at)?;
+            for index in &self.table_changed {
+                let at = self.table_offset + *index as u64 * 8;
+                file.write_all_at(&self.table[*index].to_be_bytes(), at)?;
             }
+            // Only now: after an error they are still to be written.
+            self.table_changed.clear();
         }
         Ok(())
     }

@@ -244,11 +244,13 @@ impl Image {
             }
             if !self.l1_changed.is_empty() {
                 barrier()?;
-                for index in self.l1_changed.drain(..) {
-                    let at = self.header.l1_offset + index as u64 * 8;
-                    let entry = self.l1.get(index).copied().unwrap_or(0);
+                for index in &self.l1_changed {
+                    let at = self.header.l1_offset + *index as u64 * 8;
+                    let entry = self.l1.get(*index).copied().unwrap_or(0);
                     self.file.write_all_at(&entry.to_be_bytes(), at)?;
                 }
+                // Only now: after an error they are still to be written.
+                self.l1_changed.clear();
             }
             if counts.has_released() {
                 barrier()?;
