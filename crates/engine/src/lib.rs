@@ -19,6 +19,9 @@
 //! | [`doctor`] | whether a deploy would work on this host |
 //! | `image_copies` | images that stand in pools, for root volumes to be cloned from |
 //! | `holding` | the locks of a volume and of the machine that has it |
+//! | `formatting` | the filesystem of a new volume |
+//! | `filesystems` | making and growing filesystems, with the host's own tools |
+//! | `disks` | volumes as disks: for a VMM, and as raw files for programs |
 //! | `sources` | what is read of a volume: as it is now, or as it was |
 //! | `copying` | bytes from one volume to another, without what holds only zeros |
 //! | `reserve` | room kept for giving room back |

@@ -11,6 +11,8 @@
 //! | [`contract`] | what every driver promises, and what it does not |
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
+//! | `record` | JSON documents with a version, as pools keep them on disk |
+//! | `place` | what pools that are a directory have in common |
 //! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
 //! | [`marker`] | how a pool is recognised |
 //! | [`external`] | drivers that are programs of their own, and their protocol |

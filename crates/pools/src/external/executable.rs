@@ -90,8 +90,9 @@ pub(super) fn trusted(path: &Path) -> Result<PathBuf, Untrusted> {
         return Err(Untrusted::WritableByAll { path: real });
     }
     let mut beginning = [0; 4];
-    let read = std::fs::File::open(&real).and_then(|mut file| file.read(&mut beginning));
-    read.map_err(unseen)?;
+    std::fs::File::open(&real)
+        .and_then(|mut file| file.read(&mut beginning))
+        .map_err(unseen)?;
     if !(beginning.starts_with(b"#!") || beginning == *b"\x7fELF") {
         return Err(Untrusted::NotAProgram { path: real });
     }
