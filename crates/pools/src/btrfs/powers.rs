@@ -14,9 +14,8 @@ use super::subvolume::{self, Kept};
 use super::workplace::Workplace;
 use super::{BtrfsPool, Data, Stat, names};
 use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
-use crate::file::FilePool;
 use crate::file::content::RawContent;
-use crate::{Content, Description, Pool, PoolError};
+use crate::{Content, Description, Pool, PoolError, place};
 
 impl BtrfsPool {
     fn no_such_snapshot(&self, volume: VolumeId, snapshot: &SnapshotName) -> PoolError {
@@ -137,7 +136,7 @@ impl Clones for BtrfsPool {
         new: &Description,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
-        FilePool::check_size(new.id, new.size)?;
+        place::check_size(new.id, new.size)?;
         let (source, size) = self.origin(origin)?;
         if size > new.size {
             return Err(PoolError::SourceTooLarge {
