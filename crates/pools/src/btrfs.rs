@@ -78,11 +78,11 @@ pub use self::writing::{Compression, NoCompression, Writing};
 use self::draft::BtrfsDraft;
 use self::names::Kind;
 use self::workplace::Workplace;
+use crate::content::RawContent;
 use crate::contract::{
     Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
 };
 use crate::error::Subject;
-use crate::file::content::RawContent;
 use crate::marker::{self, FirstUse};
 use crate::{Content, Description, PoolError, place};
 

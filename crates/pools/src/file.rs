@@ -43,7 +43,6 @@
 //! snapshot and reverting twice, unless the revert changes the size.
 
 mod clones;
-pub(crate) mod content;
 mod draft;
 mod driver;
 mod names;
@@ -64,10 +63,10 @@ use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
 pub use self::driver::FileDriver;
 pub use self::reflink_driver::{FileReflinkDriver, SetupCheck};
 
-use self::content::RawContent;
 use self::draft::FileDraft;
 use self::names::Kind;
 use self::sharing::Sharing;
+use crate::content::RawContent;
 use crate::contract::{
     Clones, Cost, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots,
     Usage,
@@ -414,6 +413,7 @@ impl FilePool {
         })
     }
 
+    /// As [`place::check_size`], which only the pool of external drivers does not call itself.
     pub(crate) fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
         place::check_size(volume, size)
     }

@@ -10,8 +10,8 @@ use sistemo_model::{Access, Bytes};
 
 use super::workplace::Workplace;
 use super::{BtrfsPool, names, subvolume};
+use crate::content::RawContent;
 use crate::error::Subject;
-use crate::file::content::RawContent;
 use crate::{Content, Description, Draft, Flaw, PoolError};
 
 /// A subvolume in a nursery, removed when this is dropped.

@@ -13,8 +13,8 @@ use super::names::Kind;
 use super::subvolume::{self, Kept};
 use super::workplace::Workplace;
 use super::{BtrfsPool, Data, Stat, names};
+use crate::content::RawContent;
 use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
-use crate::file::content::RawContent;
 use crate::{Content, Description, Pool, PoolError, place};
 
 impl BtrfsPool {

@@ -8,9 +8,9 @@ use sistemo_host::directory::{FileError, Open};
 use sistemo_host::sparse::{self, CopyPath};
 use sistemo_model::{Access, Bytes};
 
-use super::content::RawContent;
 use super::sharing::{self, Sharing};
 use super::{FilePool, names};
+use crate::content::RawContent;
 use crate::contract::{Progress, Way};
 use crate::error::Subject;
 use crate::{Content, Description, Draft, Flaw, PoolError};
