@@ -541,21 +541,8 @@ impl Pool for FilePool {
         place::check_size(id, to)?;
         let (_, stat) = self.data(id)?;
         let mut description = self.read_description(id)?;
-        if stat.size < description.size {
-            return Err(self.subject(id).damaged(Flaw::WrongSize {
-                recorded: description.size,
-                real: stat.size,
-            }));
-        }
-        if to < stat.size {
-            return Err(PoolError::Shrinks {
-                pool: self.name.clone(),
-                volume: id,
-                size: stat.size,
-                to,
-            });
-        }
-        if to == description.size {
+        let growth = place::check_growth(self.subject(id), stat.size, description.size, to)?;
+        if growth == Changed::No {
             return Ok(Changed::No);
         }
         let data = self.open_data(id, Access::ReadWrite)?;
@@ -623,16 +610,10 @@ impl Pool for FilePool {
         if real != recorded {
             flaws.push(Flaw::WrongSize { recorded, real });
         }
-        match self.read_description(id) {
-            Ok(description) if description.size == recorded => {}
-            Ok(description) => flaws.push(Flaw::DescribedSize {
-                recorded,
-                described: description.size,
-            }),
-            Err(PoolError::BadDescription { .. }) => flaws.push(Flaw::BadDescription),
-            Err(PoolError::Damaged { flaw, .. }) => flaws.push(flaw),
-            Err(error) => return Err(error),
-        }
+        flaws.extend(place::description_flaw(
+            self.read_description(id),
+            recorded,
+        )?);
         Ok(flaws)
     }
 

@@ -138,14 +138,7 @@ impl Clones for BtrfsPool {
     ) -> Result<Way, PoolError> {
         place::check_size(new.id, new.size)?;
         let (source, size) = self.origin(origin)?;
-        if size > new.size {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.name.clone(),
-                volume: new.id,
-                size: new.size,
-                source_size: size.get(),
-            });
-        }
+        place::check_fits(self.subject(new.id), new.size, size.get())?;
         self.check_no_volume(new.id)?;
         let nursery = Workplace::nursery(self, new.id)?;
         if size == new.size {
