@@ -78,14 +78,13 @@ pub use self::writing::{Compression, NoCompression, Writing};
 use self::draft::BtrfsDraft;
 use self::names::Kind;
 use self::workplace::Workplace;
+use crate::content::RawContent;
 use crate::contract::{
     Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
 };
 use crate::error::Subject;
-use crate::file::FilePool;
-use crate::file::content::RawContent;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError, record};
+use crate::{Content, Description, PoolError, place};
 
 /// So much free space, in bytes, is enough not to wait for more.
 const ROOM: u64 = 1 << 30;
@@ -147,7 +146,7 @@ impl BtrfsPool {
     /// first use goes on. Of several processes that come first at once, one makes the marker.
     ///
     /// # Errors
-    /// As [`FilePool::open`]; and [`PoolError::Unsuited`] where it is not on a btrfs, without
+    /// As [`FilePool::open`](crate::FilePool::open); and [`PoolError::Unsuited`] where it is not on a btrfs, without
     /// making anything.
     pub fn open(
         name: PoolName,
@@ -291,38 +290,15 @@ impl BtrfsPool {
     }
 
     fn read_description(&self, id: VolumeId) -> Result<Description, PoolError> {
-        let text = match self.directory.read(&names::description(id), record::LIMIT) {
-            Ok(text) => text,
-            Err(error) if error.is_not_found() => {
-                return Err(self.subject(id).damaged(Flaw::Undescribed));
-            }
-            Err(error) => return Err(self.subject(id).failed("read the description of", error)),
-        };
-        Description::from_json(&text, id).map_err(|source| PoolError::BadDescription {
-            pool: self.name.clone(),
-            volume: id,
-            source,
-        })
+        let name = names::description(id);
+        place::read_description(&self.directory, &name, self.subject(id))
     }
 
     /// Writes a description that is durable when the directory is flushed the next time, or the
     /// filesystem's transaction is committed.
     fn stage_description(&self, description: &Description) -> Result<(), PoolError> {
-        let name = names::description(description.id);
-        let failed = |source| {
-            let subject = self.subject(description.id);
-            subject.failed("write the description of", source)
-        };
-        let text = description.to_json().map_err(|error| {
-            failed(FileError::new(
-                "encode",
-                self.directory.path_of(&name),
-                error,
-            ))
-        })?;
-        self.directory
-            .replace_unflushed(&name, &text)
-            .map_err(failed)
+        let (id, name) = (description.id, names::description(description.id));
+        place::stage_description(&self.directory, &name, self.subject(id), description)
     }
 
     fn open_data(&self, id: VolumeId, access: Access) -> Result<RawContent, PoolError> {
@@ -415,19 +391,7 @@ impl Pool for BtrfsPool {
     }
 
     fn probe(&self) -> Result<(), PoolError> {
-        let path = self.directory.path();
-        let failed = |action, error: Errno| self.unavailable(FileError::new(action, path, error));
-        let opened = rustix::fs::fstat(&self.directory).map_err(|e| failed("look up", e))?;
-        // Programs are given paths, so the path must still lead to what we have open.
-        let there = rustix::fs::stat(path).map_err(|e| failed("look up", e))?;
-        if (opened.st_dev, opened.st_ino) != (there.st_dev, there.st_ino) {
-            return Err(PoolError::Replaced {
-                pool: self.name.clone(),
-                directory: path.to_owned(),
-            });
-        }
-        marker::check(&self.directory, &self.name, self.catalogue)?;
-        marker::check_writable(&self.directory, &self.name, path)?;
+        place::probe(&self.directory, &self.name, self.catalogue)?;
         match Program::find(subvolume::PROGRAM) {
             Ok(_) => Ok(()),
             Err(source) => Err(PoolError::Program {
@@ -439,14 +403,7 @@ impl Pool for BtrfsPool {
     }
 
     fn usage(&self) -> Result<Usage, PoolError> {
-        let path = self.directory.path();
-        let space = system::space(path)
-            .map_err(|error| self.unavailable(FileError::new("measure", path, error)))?;
-        Ok(Usage {
-            size: space.size,
-            used: space.size.saturating_sub(space.free),
-            free: space.free,
-        })
+        place::usage(self.directory.path(), &self.name)
     }
 
     fn list(&self) -> Result<Vec<Found>, PoolError> {
@@ -512,7 +469,7 @@ impl Pool for BtrfsPool {
     }
 
     fn draft(&self, description: &Description) -> Result<Box<dyn Draft + '_>, PoolError> {
-        FilePool::check_size(description.id, description.size)?;
+        place::check_size(description.id, description.size)?;
         self.check_no_volume(description.id)?;
         Ok(Box::new(BtrfsDraft::begin(self, description)?))
     }
@@ -547,24 +504,11 @@ impl Pool for BtrfsPool {
     }
 
     fn grow(&self, id: VolumeId, to: Bytes) -> Result<Changed, PoolError> {
-        FilePool::check_size(id, to)?;
+        place::check_size(id, to)?;
         let (_, stat) = self.data(id)?;
         let mut description = self.read_description(id)?;
-        if stat.size < description.size {
-            return Err(self.subject(id).damaged(Flaw::WrongSize {
-                recorded: description.size,
-                real: stat.size,
-            }));
-        }
-        if to < stat.size {
-            return Err(PoolError::Shrinks {
-                pool: self.name.clone(),
-                volume: id,
-                size: stat.size,
-                to,
-            });
-        }
-        if to == description.size {
+        let growth = place::check_growth(self.subject(id), stat.size, description.size, to)?;
+        if growth == Changed::No {
             return Ok(Changed::No);
         }
         let data = self.open_data(id, Access::ReadWrite)?;
@@ -631,16 +575,10 @@ impl Pool for BtrfsPool {
         if real != recorded {
             flaws.push(Flaw::WrongSize { recorded, real });
         }
-        match self.read_description(id) {
-            Ok(description) if description.size == recorded => {}
-            Ok(description) => flaws.push(Flaw::DescribedSize {
-                recorded,
-                described: description.size,
-            }),
-            Err(PoolError::BadDescription { .. }) => flaws.push(Flaw::BadDescription),
-            Err(PoolError::Damaged { flaw, .. }) => flaws.push(flaw),
-            Err(error) => return Err(error),
-        }
+        flaws.extend(place::description_flaw(
+            self.read_description(id),
+            recorded,
+        )?);
         for name in self.snapshot_names(id)? {
             if let Data::Flawed(flaw) = self.locate(id, &names::snapshot(id, &name))? {
                 let reason = format!("of its snapshot {name}: {flaw}");

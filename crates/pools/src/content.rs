@@ -1,9 +1,13 @@
 //! A volume's bytes, however they are reached.
 
+mod raw;
+
 use std::fmt;
 
 use sistemo_host::sparse::Extent;
 use sistemo_model::Bytes;
+
+pub(crate) use self::raw::RawContent;
 
 use crate::PoolError;
 

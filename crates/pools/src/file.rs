@@ -43,7 +43,6 @@
 //! snapshot and reverting twice, unless the revert changes the size.
 
 mod clones;
-pub(crate) mod content;
 mod draft;
 mod driver;
 mod names;
@@ -59,23 +58,22 @@ use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use sistemo_host::Changed;
 use sistemo_host::directory::{self, Directory, FileError, Open};
-use sistemo_host::system;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
 
 pub use self::driver::FileDriver;
 pub use self::reflink_driver::{FileReflinkDriver, SetupCheck};
 
-use self::content::RawContent;
 use self::draft::FileDraft;
 use self::names::Kind;
 use self::sharing::Sharing;
+use crate::content::RawContent;
 use crate::contract::{
     Clones, Cost, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots,
     Usage,
 };
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError, record};
+use crate::{Content, Description, PoolError, place};
 
 /// A pool of the `file` or `file-reflink` driver.
 #[derive(Debug)]
@@ -265,29 +263,14 @@ impl FilePool {
     }
 
     fn read_description(&self, id: VolumeId) -> Result<Description, PoolError> {
-        let text = match self.directory.read(&names::description(id), record::LIMIT) {
-            Ok(text) => text,
-            Err(error) if error.is_not_found() => {
-                return Err(self.subject(id).damaged(Flaw::Undescribed));
-            }
-            Err(error) => return Err(self.subject(id).failed("read the description of", error)),
-        };
-        Description::from_json(&text, id).map_err(|source| PoolError::BadDescription {
-            pool: self.name.clone(),
-            volume: id,
-            source,
-        })
+        let name = names::description(id);
+        place::read_description(&self.directory, &name, self.subject(id))
     }
 
     /// Writes a description that is durable when the directory is flushed the next time.
     fn stage_description(&self, description: &Description) -> Result<(), PoolError> {
-        let (part, name) = self.prepare_description(description)?;
-        self.directory
-            .rename_unflushed(&part, &name)
-            .map_err(|source| {
-                let _ = self.directory.unlink(&part);
-                self.description_failed(description.id, source)
-            })
+        let (id, name) = (description.id, names::description(description.id));
+        place::stage_description(&self.directory, &name, self.subject(id), description)
     }
 
     /// Writes a description beside the one there is: the names it has and is to have.
@@ -300,12 +283,11 @@ impl FilePool {
             .to_json()
             .map_err(|error| FileError::new("encode", self.path_of(&name), error))
             .and_then(|text| self.directory.prepare(&name, &text))
-            .map_err(|source| self.description_failed(description.id, source))?;
+            .map_err(|source| {
+                let subject = self.subject(description.id);
+                subject.failed("write the description of", source)
+            })?;
         Ok((part, name))
-    }
-
-    fn description_failed(&self, id: VolumeId, source: FileError) -> PoolError {
-        self.subject(id).failed("write the description of", source)
     }
 
     /// Gives a file its final name, durably, and leaves it under neither where that fails but
@@ -370,7 +352,7 @@ impl FilePool {
 
     /// Begins a volume whose size is possible and of which nothing is there.
     fn begin(&self, description: &Description) -> Result<FileDraft<'_>, PoolError> {
-        FilePool::check_size(description.id, description.size)?;
+        place::check_size(description.id, description.size)?;
         self.check_no_data(description.id)?;
         for name in names::every_draft(description.id) {
             if self.stat(description.id, &name)?.is_some() {
@@ -431,15 +413,9 @@ impl FilePool {
         })
     }
 
+    /// As [`place::check_size`], which only the pool of external drivers does not call itself.
     pub(crate) fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError> {
-        let bytes = size.get();
-        // No file is longer than `off_t` can say.
-        let possible = i64::try_from(bytes).is_ok();
-        if bytes > 0 && bytes.is_multiple_of(Bytes::SECTOR) && possible {
-            Ok(())
-        } else {
-            Err(PoolError::BadSize { volume, size })
-        }
+        place::check_size(volume, size)
     }
 
     fn lengthen(&self, data: &RawContent, to: Bytes) -> Result<(), PoolError> {
@@ -470,37 +446,18 @@ impl Pool for FilePool {
     }
 
     fn probe(&self) -> Result<(), PoolError> {
-        let path = self.directory.path();
-        let failed = |action, error: Errno| self.unavailable(FileError::new(action, path, error));
-        let opened = rustix::fs::fstat(&self.directory).map_err(|e| failed("look up", e))?;
-        // Programs are given paths, so the path must still lead to what we have open.
-        let there = rustix::fs::stat(path).map_err(|e| failed("look up", e))?;
-        if (opened.st_dev, opened.st_ino) != (there.st_dev, there.st_ino) {
-            return Err(PoolError::Replaced {
-                pool: self.name.clone(),
-                directory: path.to_owned(),
-            });
-        }
-        marker::check(&self.directory, &self.name, self.catalogue)?;
-        marker::check_writable(&self.directory, &self.name, path)?;
+        place::probe(&self.directory, &self.name, self.catalogue)?;
         // A pool that is full cannot be tried, and works.
         if self.setup_check == SetupCheck::Do
             && sharing::can_share(&self.directory).is_ok_and(|can| !can)
         {
-            return Err(sharing::cannot_share(&self.name, path));
+            return Err(sharing::cannot_share(&self.name, self.directory.path()));
         }
         Ok(())
     }
 
     fn usage(&self) -> Result<Usage, PoolError> {
-        let path = self.directory.path();
-        let space = system::space(path)
-            .map_err(|error| self.unavailable(FileError::new("measure", path, error)))?;
-        Ok(Usage {
-            size: space.size,
-            used: space.size.saturating_sub(space.free),
-            free: space.free,
-        })
+        place::usage(self.directory.path(), &self.name)
     }
 
     fn list(&self) -> Result<Vec<Found>, PoolError> {
@@ -581,24 +538,11 @@ impl Pool for FilePool {
     }
 
     fn grow(&self, id: VolumeId, to: Bytes) -> Result<Changed, PoolError> {
-        FilePool::check_size(id, to)?;
+        place::check_size(id, to)?;
         let (_, stat) = self.data(id)?;
         let mut description = self.read_description(id)?;
-        if stat.size < description.size {
-            return Err(self.subject(id).damaged(Flaw::WrongSize {
-                recorded: description.size,
-                real: stat.size,
-            }));
-        }
-        if to < stat.size {
-            return Err(PoolError::Shrinks {
-                pool: self.name.clone(),
-                volume: id,
-                size: stat.size,
-                to,
-            });
-        }
-        if to == description.size {
+        let growth = place::check_growth(self.subject(id), stat.size, description.size, to)?;
+        if growth == Changed::No {
             return Ok(Changed::No);
         }
         let data = self.open_data(id, Access::ReadWrite)?;
@@ -673,16 +617,10 @@ impl Pool for FilePool {
         if real != recorded {
             flaws.push(Flaw::WrongSize { recorded, real });
         }
-        match self.read_description(id) {
-            Ok(description) if description.size == recorded => {}
-            Ok(description) => flaws.push(Flaw::DescribedSize {
-                recorded,
-                described: description.size,
-            }),
-            Err(PoolError::BadDescription { .. }) => flaws.push(Flaw::BadDescription),
-            Err(PoolError::Damaged { flaw, .. }) => flaws.push(flaw),
-            Err(error) => return Err(error),
-        }
+        flaws.extend(place::description_flaw(
+            self.read_description(id),
+            recorded,
+        )?);
         Ok(flaws)
     }
 

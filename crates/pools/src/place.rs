@@ -1,8 +1,11 @@
 //! What pools that are a directory have in common.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use rustix::io::Errno;
+use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError};
 use sistemo_host::system;
 use sistemo_model::{Bytes, CatalogueId, PoolName, VolumeId};
@@ -54,6 +57,85 @@ pub(crate) fn check_size(volume: VolumeId, size: Bytes) -> Result<(), PoolError>
         Ok(())
     } else {
         Err(PoolError::BadSize { volume, size })
+    }
+}
+
+/// Refuses data that is longer than the volume it is for.
+pub(crate) fn check_fits(
+    subject: Subject<'_>,
+    size: Bytes,
+    source_size: u64,
+) -> Result<(), PoolError> {
+    if source_size <= size.get() {
+        return Ok(());
+    }
+    Err(PoolError::SourceTooLarge {
+        pool: subject.pool.clone(),
+        volume: subject.volume,
+        size,
+        source_size,
+    })
+}
+
+/// Refuses to fill a volume, whose data is at `target`, from what is no file or does not fit it.
+pub(crate) fn check_source(
+    subject: Subject<'_>,
+    size: Bytes,
+    target: &Path,
+    source: &File,
+) -> Result<(), PoolError> {
+    let failed =
+        |error: io::Error| subject.failed("fill", FileError::new("copy into", target, error));
+    let meta = source.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        // A device has length 0 here, and would pass for an empty file.
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the source is not a file");
+        return Err(failed(error));
+    }
+    check_fits(subject, size, meta.len())
+}
+
+/// Refuses to shrink a volume, or to grow one that lost a part of its data, and says whether
+/// there is anything to do. Data that is longer than described is a growing that was killed.
+pub(crate) fn check_growth(
+    subject: Subject<'_>,
+    real: Bytes,
+    described: Bytes,
+    to: Bytes,
+) -> Result<Changed, PoolError> {
+    if real < described {
+        let recorded = described;
+        return Err(subject.damaged(Flaw::WrongSize { recorded, real }));
+    }
+    if to < real {
+        return Err(PoolError::Shrinks {
+            pool: subject.pool.clone(),
+            volume: subject.volume,
+            size: real,
+            to,
+        });
+    }
+    Ok(if to == described {
+        Changed::No
+    } else {
+        Changed::Yes
+    })
+}
+
+/// What is wrong with the description that was read of a volume whose size is known.
+pub(crate) fn description_flaw(
+    read: Result<Description, PoolError>,
+    recorded: Bytes,
+) -> Result<Option<Flaw>, PoolError> {
+    match read {
+        Ok(description) if description.size == recorded => Ok(None),
+        Ok(description) => Ok(Some(Flaw::DescribedSize {
+            recorded,
+            described: description.size,
+        })),
+        Err(PoolError::BadDescription { .. }) => Ok(Some(Flaw::BadDescription)),
+        Err(PoolError::Damaged { flaw, .. }) => Ok(Some(flaw)),
+        Err(error) => Err(error),
     }
 }
 

@@ -701,20 +701,7 @@ impl Pool for Qcow2Pool {
             return Err(self.subject(id).missing());
         };
         let size = Bytes::new(top.size());
-        if size < description.size {
-            return Err(self.subject(id).damaged(Flaw::WrongSize {
-                recorded: description.size,
-                real: size,
-            }));
-        }
-        if to < size {
-            return Err(PoolError::Shrinks {
-                pool: self.name.clone(),
-                volume: id,
-                size,
-                to,
-            });
-        }
+        let growth = place::check_growth(self.subject(id), size, description.size, to)?;
         let failed = |error| self.subject(id).image("grow", error);
         // Growing what is cut short would hide that.
         top.check().map_err(failed)?;
@@ -722,7 +709,7 @@ impl Pool for Qcow2Pool {
             .first()
             .map_or(Ok(()), |layer| top.check_over(layer))
             .map_err(failed)?;
-        if to == description.size {
+        if growth == Changed::No {
             return Ok(Changed::No);
         }
         if to > size {
@@ -786,16 +773,10 @@ impl Pool for Qcow2Pool {
             State::Nothing | State::Draft | State::Orphan(_) => return Ok(vec![Flaw::Missing]),
         };
         let mut flaws = self.check(id, &top, recorded)?;
-        match self.read_description(id) {
-            Ok(description) if description.size == recorded => {}
-            Ok(description) => flaws.push(Flaw::DescribedSize {
-                recorded,
-                described: description.size,
-            }),
-            Err(PoolError::BadDescription { .. }) => flaws.push(Flaw::BadDescription),
-            Err(PoolError::Damaged { flaw, .. }) => flaws.push(flaw),
-            Err(error) => return Err(error),
-        }
+        flaws.extend(place::description_flaw(
+            self.read_description(id),
+            recorded,
+        )?);
         Ok(flaws)
     }
 

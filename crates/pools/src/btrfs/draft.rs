@@ -1,7 +1,6 @@
 //! A volume of the `btrfs` driver that does not exist yet.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use sistemo_host::directory::{self, FileError, Open};
@@ -10,9 +9,9 @@ use sistemo_model::{Access, Bytes};
 
 use super::workplace::Workplace;
 use super::{BtrfsPool, names, subvolume};
+use crate::content::RawContent;
 use crate::error::Subject;
-use crate::file::content::RawContent;
-use crate::{Content, Description, Draft, Flaw, PoolError};
+use crate::{Content, Description, Draft, Flaw, PoolError, place};
 
 /// A subvolume in a nursery, removed when this is dropped.
 #[derive(Debug)]
@@ -186,24 +185,8 @@ impl Draft for BtrfsDraft<'_> {
         source: &File,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CopyPath, PoolError> {
-        let failed = |error: io::Error| {
-            let source = FileError::new("copy into", &self.content.path, error);
-            self.subject().failed("fill", source)
-        };
-        let meta = source.metadata().map_err(failed)?;
-        if !meta.is_file() {
-            // A device has length 0 here, and would pass for an empty file.
-            let error = io::Error::new(io::ErrorKind::InvalidInput, "the source is not a file");
-            return Err(failed(error));
-        }
-        if meta.len() > self.description.size.get() {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.pool.name.clone(),
-                volume: self.description.id,
-                size: self.description.size,
-                source_size: meta.len(),
-            });
-        }
+        let (size, target) = (self.description.size, &self.content.path);
+        place::check_source(self.subject(), size, target, source)?;
         self.set_length(Bytes::new(0))?;
         match sparse::copy(source, &self.content.file, progress) {
             Ok(way) => {
@@ -213,7 +196,8 @@ impl Draft for BtrfsDraft<'_> {
             Err(error) => {
                 // Gives back the space, and keeps a part of the data from being committed.
                 let _ = self.content.file.set_len(0);
-                Err(failed(error))
+                let source = FileError::new("copy into", &self.content.path, error);
+                Err(self.subject().failed("fill", source))
             }
         }
     }

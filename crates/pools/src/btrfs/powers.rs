@@ -13,10 +13,9 @@ use super::names::Kind;
 use super::subvolume::{self, Kept};
 use super::workplace::Workplace;
 use super::{BtrfsPool, Data, Stat, names};
+use crate::content::RawContent;
 use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
-use crate::file::FilePool;
-use crate::file::content::RawContent;
-use crate::{Content, Description, Pool, PoolError};
+use crate::{Content, Description, Pool, PoolError, place};
 
 impl BtrfsPool {
     fn no_such_snapshot(&self, volume: VolumeId, snapshot: &SnapshotName) -> PoolError {
@@ -137,16 +136,9 @@ impl Clones for BtrfsPool {
         new: &Description,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
-        FilePool::check_size(new.id, new.size)?;
+        place::check_size(new.id, new.size)?;
         let (source, size) = self.origin(origin)?;
-        if size > new.size {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.name.clone(),
-                volume: new.id,
-                size: new.size,
-                source_size: size.get(),
-            });
-        }
+        place::check_fits(self.subject(new.id), new.size, size.get())?;
         self.check_no_volume(new.id)?;
         let nursery = Workplace::nursery(self, new.id)?;
         if size == new.size {

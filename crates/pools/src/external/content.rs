@@ -11,9 +11,9 @@ use sistemo_host::sparse::Extent;
 use sistemo_model::{Access, Bytes, PoolName, VolumeId};
 
 use super::fault::DriverFault;
+use crate::content::RawContent;
 use crate::contract::{Format, Location};
 use crate::error::Subject;
-use crate::file::content::RawContent;
 use crate::{Content, PoolError};
 
 const ZEROS: usize = 1 << 20;

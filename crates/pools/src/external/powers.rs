@@ -10,7 +10,7 @@ use super::protocol::{ChangedAnswer, LocationAnswer, Operation, SnapshotsAnswer,
 use crate::contract::{
     Clones, Cost, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
 };
-use crate::{Content, Description, PoolError};
+use crate::{Content, Description, PoolError, place};
 
 impl ExternalPool {
     /// The snapshot of that name.
@@ -90,7 +90,7 @@ impl Clones for ExternalPool {
         new: &Description,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
-        crate::file::FilePool::check_size(new.id, new.size)?;
+        place::check_size(new.id, new.size)?;
         let source_size = self.size_of(origin)?;
         if source_size > new.size {
             return Err(PoolError::SourceTooLarge {

@@ -8,12 +8,12 @@ use sistemo_host::directory::{FileError, Open};
 use sistemo_host::sparse::{self, CopyPath};
 use sistemo_model::{Access, Bytes};
 
-use super::content::RawContent;
 use super::sharing::{self, Sharing};
 use super::{FilePool, names};
+use crate::content::RawContent;
 use crate::contract::{Progress, Way};
 use crate::error::Subject;
-use crate::{Content, Description, Draft, Flaw, PoolError};
+use crate::{Content, Description, Draft, Flaw, PoolError, place};
 
 /// A file under a draft's name, removed when this is dropped.
 #[derive(Debug)]
@@ -94,24 +94,12 @@ impl<'a> FileDraft<'a> {
             self.subject().failed("clone into", source)
         };
         let length = source.metadata().map_err(failed)?.len();
-        self.check_fits(length)?;
+        place::check_fits(self.subject(), self.description.size, length)?;
         self.set_length(Bytes::new(0))?;
         let target = &self.content.file;
         let way = sharing::share(source, target, sharing, progress).map_err(failed)?;
         self.set_length(self.description.size)?;
         Ok(way)
-    }
-
-    fn check_fits(&self, length: u64) -> Result<(), PoolError> {
-        if length <= self.description.size.get() {
-            return Ok(());
-        }
-        Err(PoolError::SourceTooLarge {
-            pool: self.pool.name.clone(),
-            volume: self.description.id,
-            size: self.description.size,
-            source_size: length,
-        })
     }
 
     fn publish(&self) -> Result<(), PoolError> {
@@ -147,17 +135,8 @@ impl Draft for FileDraft<'_> {
         source: &File,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CopyPath, PoolError> {
-        let failed = |error: io::Error| {
-            let source = FileError::new("copy into", &self.content.path, error);
-            self.subject().failed("fill", source)
-        };
-        let meta = source.metadata().map_err(failed)?;
-        if !meta.is_file() {
-            // A device has length 0 here, and would pass for an empty file.
-            let error = io::Error::new(io::ErrorKind::InvalidInput, "the source is not a file");
-            return Err(failed(error));
-        }
-        self.check_fits(meta.len())?;
+        let (size, target) = (self.description.size, &self.content.path);
+        place::check_source(self.subject(), size, target, source)?;
         self.set_length(Bytes::new(0))?;
         match sparse::copy(source, &self.content.file, progress) {
             Ok(way) => {
@@ -167,7 +146,8 @@ impl Draft for FileDraft<'_> {
             Err(error) => {
                 // Gives back the space, and keeps a part of the data from being committed.
                 let _ = self.content.file.set_len(0);
-                Err(failed(error))
+                let source = FileError::new("copy into", &self.content.path, error);
+                Err(self.subject().failed("fill", source))
             }
         }
     }

@@ -13,10 +13,10 @@ use sistemo_host::directory::{self, FileError, Open};
 use sistemo_host::system;
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
 
-use super::content::RawContent;
 use super::names::{self, Kind};
 use super::sharing::{self, Sharing};
 use super::{Data, FilePool};
+use crate::content::RawContent;
 use crate::contract::{Cost, LiveDisk, Progress, Snapshot, Snapshots, Way};
 use crate::{Content, PoolError};
 

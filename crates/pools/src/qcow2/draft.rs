@@ -14,7 +14,7 @@ use super::content::Qcow2Content;
 use super::image::Image;
 use super::{Qcow2Pool, names};
 use crate::error::Subject;
-use crate::{Content, Description, Draft, Flaw, PoolError};
+use crate::{Content, Description, Draft, Flaw, PoolError, place};
 
 const CHUNK: usize = 1 << 20;
 
@@ -138,25 +138,8 @@ impl Draft for Qcow2Draft<'_> {
         source: &File,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CopyPath, PoolError> {
-        let failed = |error: io::Error| {
-            let path = self.pool.path_of(&names::new(&self.name));
-            self.subject()
-                .failed("fill", FileError::new("copy into", path, error))
-        };
-        let meta = source.metadata().map_err(failed)?;
-        if !meta.is_file() {
-            // A device has length 0 here, and would pass for an empty file.
-            let error = io::Error::new(io::ErrorKind::InvalidInput, "the source is not a file");
-            return Err(failed(error));
-        }
-        if meta.len() > self.description.size.get() {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.pool.name.clone(),
-                volume: self.description.id,
-                size: self.description.size,
-                source_size: meta.len(),
-            });
-        }
+        let target = self.pool.path_of(&names::new(&self.name));
+        place::check_source(self.subject(), self.description.size, &target, source)?;
         self.stage = Stage::Spoiled;
         self.empty()?;
         if let Err(error) = self.copy(source, progress) {

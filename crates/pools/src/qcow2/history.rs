@@ -238,14 +238,7 @@ impl Qcow2Pool {
         let volume = origin.volume;
         let files = self.files_of(volume)?;
         let (base, size) = self.origin_of(origin)?;
-        if size > new.size.get() {
-            return Err(PoolError::SourceTooLarge {
-                pool: self.name.clone(),
-                volume: new.id,
-                size: new.size,
-                source_size: size,
-            });
-        }
+        place::check_fits(self.subject(new.id), new.size, size)?;
         if let Some(frozen) = &base.freeze {
             self.tidy(volume, &files)?;
             let next = names::data(volume, files.next_generation());
