@@ -130,11 +130,11 @@ pub fn check(
         directory: room.path.join("pool"),
         catalogue: CatalogueId::random(),
     };
-    let opened = opener.open(&place).and_then(|pool| {
+    let possible = opener.open(&place).and_then(|pool| {
         pool.probe()?;
         pool.own_filesystem().map_or(Ok(()), |own| own.unmount())
     });
-    if let Err(source) = opened {
+    if let Err(source) = possible {
         let _ = room.remove();
         return Err(Error::Pool {
             pool: pool_name(),

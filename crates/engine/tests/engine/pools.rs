@@ -839,3 +839,34 @@ fn a_pool_on_another_filesystem_is_not_resized() {
     );
     assert!(!house.data_dir().join("storage.conf").exists());
 }
+
+#[test]
+fn a_pool_that_holds_volumes_keeps_its_driver() {
+    let house = House::new();
+    let directory = house.path("vm");
+    let conf = |driver: &str| {
+        house.storage_conf(&format!(
+            "[h]\ndriver = {driver}\ndir_path = {}\n",
+            directory.display()
+        ));
+    };
+    conf("file");
+    let made = try_volume_in(&house.engine(), "h", "kept").unwrap();
+    conf("qcow2");
+    let engine = house.engine();
+    let told = reason(&engine, "h");
+    assert_eq!(
+        told,
+        "pool h holds volumes of driver file and cannot be used with driver qcow2"
+    );
+    let error = engine.delete_volume(&reference("kept")).unwrap_err();
+    assert!(matches!(error, Error::PoolDriverChanged { .. }), "{error}");
+    conf("file");
+    let engine = house.engine();
+    let kept = engine.volume(&reference("kept")).unwrap();
+    assert_eq!((kept.status, kept.path), (made.status, made.path));
+    // Without volumes it may become another's.
+    engine.delete_volume(&reference("kept")).unwrap();
+    conf("qcow2");
+    try_volume_in(&house.engine(), "h", "layered").unwrap();
+}

@@ -122,7 +122,9 @@ pub enum DriverFault {
     #[error("a volume in a qcow2 file cannot be kept as it is while its machine runs")]
     InUse,
     /// The volume is in a format that this program cannot read itself.
-    #[error("volumes in the format {format} of external drivers cannot be read or written yet")]
+    #[error(
+        "a volume of an external driver in the format {format} is not read or written, only used by machines"
+    )]
     Format {
         /// The format.
         format: &'static str,

@@ -1,7 +1,9 @@
 //! Disks that are qcow2 files over one another, and block devices.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -209,6 +211,47 @@ fn a_file_that_cannot_take_a_disks_place_is_refused_and_the_guest_goes_on() {
     control.quit().unwrap();
     rig.wait_gone();
     assert!((1..=last).all(|number| holds_block(&content(&upper), number)));
+}
+
+#[test]
+fn a_switch_whose_client_was_killed_half_way_is_no_obstacle_to_the_next() {
+    if !can_run() {
+        return;
+    }
+    let (mut rig, directory) = writing_rig(&[]);
+    let (lower, upper) = (directory.join("layer0"), directory.join("layer1"));
+    create_over(&upper, &lower, SIZE);
+    rig.start();
+    // As far as a client came that was killed: QEMU has the file open, and the guest has not.
+    let near = rig.home.path().join("near");
+    std::os::unix::fs::symlink(&rig.runtime, &near).unwrap();
+    let mut client = UnixStream::connect(near.join("control.sock")).unwrap();
+    let mut answers = BufReader::new(client.try_clone().unwrap()).lines();
+    let mut say = |text: String| {
+        writeln!(client, "{text}").unwrap();
+        let mut answers = answers.by_ref().map(Result::unwrap);
+        let answer = answers.find(|line| line.contains("return") || line.contains("error"));
+        assert!(answer.as_ref().unwrap().contains("return"), "{answer:?}");
+    };
+    say(r#"{"execute":"qmp_capabilities"}"#.to_owned());
+    let node = serde_json::json!({
+        "driver": "qcow2", "node-name": "disk0-1", "backing": null, "discard": "unmap",
+        "file": {
+            "driver": "file", "node-name": "disk0-1-file", "filename": upper, "discard": "unmap",
+        },
+    });
+    say(serde_json::json!({ "execute": "blockdev-add", "arguments": node }).to_string());
+    drop(answers);
+    drop(client);
+    let before = wait_for_more(&rig);
+    let mut control = rig.connect();
+    control.switch_disk(0, &upper).unwrap();
+    assert_eq!(control.disk_file(0).unwrap(), upper);
+    let after = wait_for_more(&rig);
+    control.quit().unwrap();
+    rig.wait_gone();
+    assert!(holds_block(&content(&lower), before));
+    assert!((1..=after).all(|number| holds_block(&content(&upper), number)));
 }
 
 #[test]
