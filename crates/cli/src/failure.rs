@@ -247,8 +247,9 @@ fn code(error: &Error) -> Code {
         Error::Ssh { .. } => Code::SshFailed,
         Error::VolumeDamaged { .. } => Code::VolumeDamaged,
         Error::Pool { .. } => Code::PoolFailed,
-        Error::PoolMisconfigured { .. } => Code::PoolMisconfigured,
-        Error::PoolDriverChanged { .. } => Code::PoolMisconfigured,
+        Error::PoolMisconfigured { .. } | Error::PoolDriverChanged { .. } => {
+            Code::PoolMisconfigured
+        }
         Error::DriverUnusable { .. } => Code::DriverUnusable,
         Error::DriverOptions { .. } => Code::DriverOptionsUnusable,
         Error::DriverWork { .. } => Code::DriverWorkFailed,
