@@ -10,7 +10,8 @@
 //! | `mounted/` | where it is mounted; the driver's pool lies there, with a marker of its own |
 //!
 //! So an unmounted filesystem is never written into: its mount point has no marker. A driver
-//! offers this with the option [`size_option`] and calls [`open`] where [`is_wanted`] says so:
+//! offers this with the option [`DriverOption::size`](crate::registry::DriverOption::size) and
+//! calls [`open`] where [`is_wanted`] says so:
 //!
 //! ```text
 //! let size = loop_backed::size_of(config)?;
@@ -48,10 +49,9 @@ use sistemo_model::{Bytes, CatalogueId, PoolName};
 
 use self::pool::LoopBackedPool;
 use crate::config::PoolConfig;
-use crate::registry::{DriverOption, ValueKind};
+use crate::registry::SIZE;
 use crate::{FirstUse, Pool, PoolError, marker};
 
-const SIZE: &str = "size";
 const IMAGE: &str = "filesystem.img";
 const DRAFT: &str = "filesystem.img.new";
 const MOUNT_POINT: &str = "mounted";
@@ -79,20 +79,6 @@ pub(crate) struct Plan<'a> {
 
 /// Opens the driver's pool in a directory of the mounted filesystem.
 pub(crate) type OpenInner<'a> = dyn Fn(&Path, FirstUse) -> Result<Arc<dyn Pool>, PoolError> + 'a;
-
-/// The option that makes a driver's pool loop-backed.
-pub(crate) fn size_option(kind: FilesystemKind) -> DriverOption {
-    DriverOption {
-        name: SIZE.to_owned(),
-        required: false,
-        default: None,
-        summary: format!(
-            "makes the pool a filesystem of its own ({kind}), of this size, in one sparse file; needs root",
-            kind = name_of(kind)
-        ),
-        kind: ValueKind::Size,
-    }
-}
 
 /// The size that a pool's configuration gives its own filesystem, where it does.
 pub(crate) fn size_of(config: &PoolConfig) -> Result<Option<Bytes>, PoolError> {
@@ -171,7 +157,7 @@ fn check_size(plan: &Plan<'_>) -> Result<(), PoolError> {
     }
 }
 
-fn name_of(kind: FilesystemKind) -> &'static str {
+pub(crate) fn name_of(kind: FilesystemKind) -> &'static str {
     match kind {
         FilesystemKind::Xfs => "XFS",
         FilesystemKind::Btrfs => "btrfs",

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use sistemo_host::mount::FilesystemKind;
 use sistemo_model::CatalogueId;
 
 use crate::btrfs::BtrfsDriver;
@@ -17,7 +18,7 @@ use crate::config::PoolConfig;
 use crate::external::{self, ExternalDriver, Limits, UnusableDriver};
 use crate::file::{FileDriver, FileReflinkDriver};
 use crate::qcow2::Qcow2Driver;
-use crate::{FirstUse, Pool, PoolError};
+use crate::{FirstUse, Pool, PoolError, loop_backed};
 
 /// A way of keeping volumes.
 pub trait Driver: Send + Sync + fmt::Debug {
@@ -82,6 +83,40 @@ pub struct DriverOption {
     pub summary: String,
     /// How its value is read.
     pub kind: ValueKind,
+}
+
+/// The option of pools that have a directory.
+pub const DIRECTORY: &str = "dir_path";
+
+/// The option of pools that can have a filesystem of their own.
+pub(crate) const SIZE: &str = "size";
+
+impl DriverOption {
+    /// The directory that a pool must have.
+    #[must_use]
+    pub fn directory() -> DriverOption {
+        DriverOption {
+            name: DIRECTORY.to_owned(),
+            required: true,
+            default: None,
+            summary: "the directory; its last component is made at the first use".to_owned(),
+            kind: ValueKind::Path,
+        }
+    }
+
+    /// The size of the filesystem that a pool with it gets for itself.
+    pub(crate) fn size(filesystem: FilesystemKind) -> DriverOption {
+        DriverOption {
+            name: SIZE.to_owned(),
+            required: false,
+            default: None,
+            summary: format!(
+                "makes the pool a filesystem of its own ({kind}), of this size, in one sparse file; needs root",
+                kind = loop_backed::name_of(filesystem)
+            ),
+            kind: ValueKind::Size,
+        }
+    }
 }
 
 /// How an option's value is read.

@@ -22,11 +22,11 @@ pub struct BtrfsDriver;
 
 impl Driver for BtrfsDriver {
     fn info(&self) -> DriverInfo {
-        let option = |name: &str, kind, required, default: Option<&str>, summary: &str| {
+        let option = |name: &str, kind, default: Option<&str>, summary: &str| {
             let (name, summary) = (name.to_owned(), summary.to_owned());
             DriverOption {
                 name,
-                required,
+                required: false,
                 default: default.map(str::to_owned),
                 summary,
                 kind,
@@ -38,28 +38,25 @@ impl Driver for BtrfsDriver {
             classes: Vec::new(),
             summary: "a btrfs subvolume a volume: clones and snapshots in one step".to_owned(),
             options: vec![
-                option(
-                    "dir_path",
-                    ValueKind::Path,
-                    true,
-                    None,
-                    "the directory, on a btrfs; its last component is made at the first use",
-                ),
+                DriverOption {
+                    summary:
+                        "the directory, on a btrfs; its last component is made at the first use"
+                            .to_owned(),
+                    ..DriverOption::directory()
+                },
                 option(
                     COMPRESS,
                     ValueKind::Word,
-                    false,
                     None,
                     "how new volumes are compressed: zstd, lzo, zlib or no; else as mounted",
                 ),
                 option(
                     IN_PLACE,
                     ValueKind::Flag,
-                    false,
                     Some("false"),
                     "new volumes are written in place: no checksums, no compression",
                 ),
-                loop_backed::size_option(FilesystemKind::Btrfs),
+                DriverOption::size(FilesystemKind::Btrfs),
             ],
             powers: vec![Power::Clone, Power::Snapshot, Power::Resize],
         }
@@ -71,12 +68,7 @@ impl Driver for BtrfsDriver {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<Arc<dyn Pool>, PoolError> {
-        let directory = pool
-            .directory
-            .as_deref()
-            .ok_or_else(|| PoolError::NoPlace {
-                pool: pool.name.clone(),
-            })?;
+        let directory = pool.place()?;
         let writing = writing(pool)?;
         let open = |directory: &Path, first_use| -> Result<Arc<dyn Pool>, PoolError> {
             let name = pool.name.clone();

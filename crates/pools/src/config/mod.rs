@@ -24,6 +24,7 @@ pub use self::fault::{ConfError, Fault, Problem};
 
 use self::document::{Document, Mistake, Section};
 use self::resolve::{Options, resolve};
+use crate::PoolError;
 use crate::registry::Registry;
 
 /// The file's name in the data directory.
@@ -81,6 +82,19 @@ pub struct PoolConfig {
     pub directory: Option<PathBuf>,
     /// The driver's options, all of them, as they are meant.
     pub options: BTreeMap<String, String>,
+}
+
+impl PoolConfig {
+    /// The directory of a pool whose driver needs one.
+    ///
+    /// # Errors
+    /// [`PoolError::NoPlace`].
+    pub fn place(&self) -> Result<&Path, PoolError> {
+        let directory = self.directory.as_deref();
+        directory.ok_or_else(|| PoolError::NoPlace {
+            pool: self.name.clone(),
+        })
+    }
 }
 
 /// A section that is to be a pool.

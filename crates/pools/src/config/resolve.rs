@@ -8,11 +8,10 @@ use sistemo_model::{Bytes, PoolName};
 use super::document::{Entry, Mistake, Section};
 use super::fault::Problem;
 use super::{PoolConfig, Surroundings};
-use crate::registry::{DriverInfo, Registry, ValueKind};
+use crate::registry::{DIRECTORY, DriverInfo, Registry, ValueKind};
 
 const DRIVER: &str = "driver";
 const CLASS: &str = "class";
-const DIRECTORY: &str = "dir_path";
 /// The driver of the `default` pool, which need not name one.
 const USUAL_DRIVER: &str = "file";
 

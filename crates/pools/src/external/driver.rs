@@ -13,7 +13,7 @@ use super::protocol::{
     Capabilities, CapabilityPower, DIRECTORY, ErrorBody, Operation, PROTOCOL, Request,
 };
 use crate::config::PoolConfig;
-use crate::registry::{Driver, DriverInfo, DriverOption, Power, ValueKind};
+use crate::registry::{Driver, DriverInfo, DriverOption, Power};
 use crate::{FirstUse, Pool, PoolError};
 
 /// What a section of storage.conf has besides a driver's options.
@@ -79,13 +79,6 @@ impl ExternalDriver {
 
 impl Driver for ExternalDriver {
     fn info(&self) -> DriverInfo {
-        let directory = DriverOption {
-            name: DIRECTORY.to_owned(),
-            required: true,
-            default: None,
-            summary: "the directory; its last component is made at the first use".to_owned(),
-            kind: ValueKind::Path,
-        };
         let own = self.capabilities.options.iter().cloned();
         let own = own.map(|option| DriverOption {
             name: option.name,
@@ -103,7 +96,9 @@ impl Driver for ExternalDriver {
             aliases: Vec::new(),
             classes: Vec::new(),
             summary: self.capabilities.summary.clone(),
-            options: std::iter::once(directory).chain(own).collect(),
+            options: std::iter::once(DriverOption::directory())
+                .chain(own)
+                .collect(),
             powers: powers.collect(),
         }
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, SnapshotName, Timestamp, VolumeId};
 
 use crate::contract::{Cost, Location, Way};
-use crate::registry::ValueKind;
+use crate::registry::{self, ValueKind};
 
 /// The version of the protocol that this program speaks, and the only one.
 pub const PROTOCOL: u32 = 1;
@@ -21,7 +21,7 @@ pub const EXECUTABLE_PREFIX: &str = "sistemo-driver-";
 
 /// The option that every external pool has: the directory with its marker, its locks and
 /// whatever its driver keeps there.
-pub const DIRECTORY: &str = "dir_path";
+pub const DIRECTORY: &str = registry::DIRECTORY;
 
 /// What begins the names in that directory that are not the driver's.
 pub const RESERVED: &str = ".sistemo";

@@ -6,7 +6,7 @@ use sistemo_model::CatalogueId;
 
 use super::FilePool;
 use crate::config::PoolConfig;
-use crate::registry::{Driver, DriverInfo, DriverOption, Power, ValueKind};
+use crate::registry::{Driver, DriverInfo, DriverOption, Power};
 use crate::{FirstUse, Pool, PoolError};
 
 pub(super) const NAME: &str = "file";
@@ -24,13 +24,7 @@ impl Driver for FileDriver {
             aliases: words(&["xen", "dir"]),
             classes: words(&["qubes.storage.xen.XenStorage"]),
             summary: "a directory of sparse files, on any filesystem".to_owned(),
-            options: vec![DriverOption {
-                name: "dir_path".to_owned(),
-                required: true,
-                default: None,
-                summary: "the directory; its last component is made at the first use".to_owned(),
-                kind: ValueKind::Path,
-            }],
+            options: vec![DriverOption::directory()],
             powers: vec![Power::Clone, Power::Snapshot],
         }
     }
@@ -41,12 +35,7 @@ impl Driver for FileDriver {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<Arc<dyn Pool>, PoolError> {
-        let directory = pool
-            .directory
-            .as_deref()
-            .ok_or_else(|| PoolError::NoPlace {
-                pool: pool.name.clone(),
-            })?;
+        let directory = pool.place()?;
         let opened = FilePool::open(pool.name.clone(), directory, catalogue, first_use)?;
         Ok(Arc::new(opened))
     }

@@ -40,14 +40,7 @@ impl Driver for FileReflinkDriver {
             summary: "a directory of sparse files that share their data: XFS, btrfs, bcachefs"
                 .to_owned(),
             options: vec![
-                DriverOption {
-                    name: "dir_path".to_owned(),
-                    required: true,
-                    default: None,
-                    summary: "the directory; its last component is made at the first use"
-                        .to_owned(),
-                    kind: ValueKind::Path,
-                },
+                DriverOption::directory(),
                 DriverOption {
                     name: SETUP_CHECK.to_owned(),
                     required: false,
@@ -55,7 +48,7 @@ impl Driver for FileReflinkDriver {
                     summary: "whether a filesystem without reflinks is refused at once".to_owned(),
                     kind: ValueKind::Flag,
                 },
-                loop_backed::size_option(OWN),
+                DriverOption::size(OWN),
             ],
             powers: vec![Power::Clone, Power::Snapshot, Power::Resize],
         }
@@ -67,12 +60,7 @@ impl Driver for FileReflinkDriver {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<Arc<dyn Pool>, PoolError> {
-        let directory = pool
-            .directory
-            .as_deref()
-            .ok_or_else(|| PoolError::NoPlace {
-                pool: pool.name.clone(),
-            })?;
+        let directory = pool.place()?;
         let is_off = |value: &String| *value == false.to_string();
         let setup_check = match pool.options.get(SETUP_CHECK) {
             Some(value) if is_off(value) => SetupCheck::Skip,

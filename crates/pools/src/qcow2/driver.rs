@@ -6,7 +6,7 @@ use sistemo_model::CatalogueId;
 
 use super::Qcow2Pool;
 use crate::config::PoolConfig;
-use crate::registry::{Driver, DriverInfo, DriverOption, Power, ValueKind};
+use crate::registry::{Driver, DriverInfo, DriverOption, Power};
 use crate::{FirstUse, Pool, PoolError};
 
 pub(super) const NAME: &str = "qcow2";
@@ -23,13 +23,7 @@ impl Driver for Qcow2Driver {
             classes: Vec::new(),
             summary: "a directory of qcow2 files: instant clones and snapshots on any filesystem"
                 .to_owned(),
-            options: vec![DriverOption {
-                name: "dir_path".to_owned(),
-                required: true,
-                default: None,
-                summary: "the directory; its last component is made at the first use".to_owned(),
-                kind: ValueKind::Path,
-            }],
+            options: vec![DriverOption::directory()],
             powers: vec![Power::Clone, Power::Snapshot],
         }
     }
@@ -40,12 +34,7 @@ impl Driver for Qcow2Driver {
         catalogue: CatalogueId,
         first_use: FirstUse,
     ) -> Result<Arc<dyn Pool>, PoolError> {
-        let directory = pool
-            .directory
-            .as_deref()
-            .ok_or_else(|| PoolError::NoPlace {
-                pool: pool.name.clone(),
-            })?;
+        let directory = pool.place()?;
         let opened = Qcow2Pool::open(pool.name.clone(), directory, catalogue, first_use)?;
         Ok(Arc::new(opened))
     }
