@@ -33,7 +33,7 @@
 //! freezing, and as good as what it lies over, also while a machine goes on writing to that; data
 //! of lower generations that nothing lies over is what a removal left. The next operation that
 //! changes the volume's history removes them. Data that is larger than its description says is a
-//! [`Pool::grow`] or [`Snapshots::revert`](crate::Snapshots::revert) that was killed; doing it
+//! [`Pool::grow`] or [`Snapshots::revert`] that was killed; doing it
 //! again completes it.
 //!
 //! What lies over what is told by the files' headers alone, and changes only under a lock of the

@@ -5,7 +5,7 @@ use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
 use crate::sistemo::Sistemo;
 
-/// The pool of the document that Sistemo was ordered from, in a file as Qubes OS R3.2 has it.
+/// A pool in a file as Qubes OS R3.2 has it.
 pub(crate) fn boots_from_a_pool_of_the_qubes_document(sistemo: &Sistemo) {
     let directory = sistemo.data_dir().with_file_name("qubes-vm");
     let conf = format!(
