@@ -1,6 +1,6 @@
 //! The drivers there are, and how a pool's configuration becomes a pool.
 //!
-//! A driver of this program is one file: it implements [`Driver`] and has its line in
+//! A driver of this program is a file or a folder: it implements [`Driver`] and has its line in
 //! [`Registry::built_in`]. Any other is an executable: see [`external`]. Nobody else asks for a
 //! driver by name.
 
