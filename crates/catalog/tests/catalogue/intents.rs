@@ -61,7 +61,11 @@ fn an_intent_names_the_objects_whose_locks_its_owner_holds() {
     for intent in one_of_each() {
         let locked = intent.volumes().len() + usize::from(intent.machine().is_some());
         let text = format!("{intent:?}");
-        let named = text.matches("Id(").count();
+        let mut named = text.matches("Id(").count();
+        if matches!(intent, Intent::SnapshotHeld { .. }) {
+            // Its machine is let go whoever has the volume.
+            named -= 1;
+        }
         assert_eq!(locked, named, "{text}");
     }
 }

@@ -114,8 +114,8 @@ fn mistakes_in_a_check_say_what_to_do() {
         (
             "driver check ./no/such",
             1,
-            "Error: driver ./no/such does not exist",
-            "sistemo pool drivers",
+            "Error: driver ./no/such cannot be used",
+            "driver-protocol.md",
         ),
         (
             "driver check file -O colour=red",
