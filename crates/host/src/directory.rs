@@ -53,6 +53,12 @@ impl FileError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether the filesystem had no room for it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.source.raw_os_error() == Some(Errno::NOSPC.raw_os_error())
+    }
+
     /// Whether the file was there already.
     #[must_use]
     pub fn is_already_there(&self) -> bool {

@@ -653,9 +653,15 @@ impl Pool for Qcow2Pool {
         let stands_alone = self.stands_alone(id, &files)?;
         let (json, gone, layers) = (names::description(id), names::gone(id), names::layers(id));
         if self.is_there(id, &json)? {
-            self.directory
-                .rename_unflushed(&json, &gone)
-                .map_err(failed)?;
+            match self.directory.rename_unflushed(&json, &gone) {
+                Ok(()) => {}
+                // A full filesystem may have no room for another name, but always for one less.
+                Err(error) if stands_alone && error.is_full() => {
+                    self.unlink(id, &names::data(id, 1))?;
+                    self.unlink(id, &json)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
         } else if !(self.is_there(id, &gone)? || self.is_there(id, &layers)?) {
             // So that what stays of it is known for what it is.
             self.directory

@@ -161,7 +161,8 @@ mod tests {
 
     fn driver_in(directory: &Path) -> PathBuf {
         let path = directory.join("sistemo-driver-x");
-        fs::File::create(&path).unwrap();
+        let mut file = fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, b"#!/bin/sh\n").unwrap();
         set_mode(&path, 0o755);
         path
     }
