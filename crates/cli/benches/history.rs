@@ -111,16 +111,21 @@ impl Place<'_> {
         compare(
             &format!("clone / {} ({label})", tool(plain)),
             || {
+                self.settle();
                 number += 1;
                 let name = format!("clone-{number}");
                 sistemo(data, &["volume", "clone", "base", &name])
             },
-            || shell(&beside, plain),
+            || {
+                self.settle();
+                shell(&beside, plain)
+            },
         );
         let made = number;
         compare(
             &format!("snapshot / {} ({label})", tool(plain)),
             || {
+                self.settle();
                 number += 1;
                 let name = format!("s{number}");
                 sistemo(
@@ -128,7 +133,10 @@ impl Place<'_> {
                     &["volume", "snapshot", "create", "base", "--name", &name],
                 )
             },
-            || shell(&beside, plain),
+            || {
+                self.settle();
+                shell(&beside, plain)
+            },
         );
         // Both tools together, which makes it an upper bound for either.
         let taken = before.saturating_sub(self.free()) / (2 * number);
@@ -158,18 +166,26 @@ impl Place<'_> {
         compare(
             "snapshot of 200,000 extents / of an empty one (btrfs)",
             || {
+                self.settle();
                 ours += 1;
                 snapshot("fragmented", ours)
             },
             || {
+                self.settle();
                 theirs += 1;
                 snapshot("empty", theirs)
             },
         );
     }
 
-    fn free(&self) -> u64 {
+    /// Brings to disk what the run before has left to be written, which is not for the next to pay:
+    /// making a btrfs subvolume durable writes whatever anybody has changed.
+    fn settle(&self) {
         shell(self.filesystem, "sync -f .")();
+    }
+
+    fn free(&self) -> u64 {
+        self.settle();
         system::space(self.filesystem).unwrap().free
     }
 }
