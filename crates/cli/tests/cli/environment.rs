@@ -227,7 +227,13 @@ impl Ordinary {
         }
         let place = TempDir::new().unwrap();
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(binary(), place.path().join("sistemo")).unwrap();
+        // By another process: one that a test beside this one starts would inherit ours, open to
+        // be written, and a file that is open so cannot be run.
+        Command::new("/usr/bin/cp")
+            .arg(binary())
+            .arg(place.path().join("sistemo"))
+            .assert()
+            .success();
         fs::create_dir(place.path().join("home")).unwrap();
         let ordinary = Ordinary { place };
         std::os::unix::fs::chown(ordinary.home(), Some(Self::UID), Some(Self::UID)).unwrap();
