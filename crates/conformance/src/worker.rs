@@ -248,7 +248,10 @@ impl Worker {
         // A step that failed says more.
         match self.diary.read() {
             Err(stop) => stop,
-            Ok(_) => Stop::Skipped(format!("the worker process did not {what}")),
+            Ok(_) => Stop::failed(
+                format!("a process of the driver to {what}"),
+                "it ended before",
+            ),
         }
     }
 }
