@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Params, ToSql};
 use sistemo_host::process::ProcessIdentity;
 use sistemo_model::{
-    Accelerator, Bytes, Exposure, Lifecycle, Machine, MachineId, MachineName, MachineState,
-    Reference, Timestamp, UnknownWord, VcpuCount,
+    Accelerator, Bytes, Exposure, Lifecycle, Lifetime, Machine, MachineId, MachineName,
+    MachineState, Reference, Timestamp, UnknownWord, VcpuCount,
 };
 
 use crate::connection::{Session, Transaction};
@@ -149,7 +149,7 @@ impl Transaction<'_> {
             .image
             .as_ref()
             .map(|image| image.as_str().to_owned());
-        let values: [&dyn ToSql; 17] = [
+        let values: [&dyn ToSql; 19] = [
             &machine.id.to_string(),
             &machine.name.as_str(),
             &image,
@@ -160,6 +160,8 @@ impl Transaction<'_> {
             &machine.ssh_port,
             &machine.autostart,
             &machine.owns_root,
+            &machine.template.map(|volume| volume.to_string()),
+            &(machine.lifetime == Lifetime::Ephemeral),
             &state.state,
             &state.paused_why,
             &state.stopping_how,
@@ -171,9 +173,10 @@ impl Transaction<'_> {
         self.execute(
             "record a machine",
             "INSERT INTO machines (id, name, image, vcpus, memory, vmm, mac, ssh_port, autostart,
-                                   owns_root, state, paused_why, stopping_how, stopped_how,
-                                   lifecycle, created, modified)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                                   owns_root, template, ephemeral, state, paused_why,
+                                   stopping_how, stopped_how, lifecycle, created, modified)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                     ?18, ?19)",
             values,
         )?;
         self.insert_exposures(machine.id, &machine.exposed)
@@ -404,6 +407,12 @@ fn read_machine(row: &Columns<'_>) -> Result<Machine> {
         exposed: Vec::new(),
         autostart: row.value("autostart")?,
         owns_root: row.value("owns_root")?,
+        template: row.optional_word("template")?,
+        lifetime: if row.value("ephemeral")? {
+            Lifetime::Ephemeral
+        } else {
+            Lifetime::Persistent
+        },
         state: read_state(row)?,
         lifecycle: row.word("lifecycle")?,
         created: row.word("created")?,

@@ -47,11 +47,15 @@ impl Session<'_> {
 }
 
 impl Transaction<'_> {
-    /// Refuses a name that another object of the kind has for a name or an ID. Since no one else
+    /// Refuses a name that another object of the kind has for a name, unless it is in the trash,
+    /// or for an ID. Since no one else
     /// writes during a transaction, what this found stays so.
     pub(crate) fn expect_free_name(&self, kind: Kind, id: &impl Display, name: &str) -> Result<()> {
         let table = kind.table();
-        let sql = format!("SELECT id FROM {table} WHERE (name = ?1 OR id = ?1) AND id <> ?2");
+        let sql = format!(
+            "SELECT id FROM {table}
+             WHERE (name = ?1 AND lifecycle <> 'trashed' OR id = ?1) AND id <> ?2"
+        );
         if self.any(kind, &sql, (name, id.to_string()))? {
             let name = name.to_owned();
             return Err(CatalogError::NameTaken { kind, name });
@@ -62,7 +66,8 @@ impl Transaction<'_> {
     /// Refuses an ID that an object of the kind has for an ID or a name.
     pub(crate) fn expect_free_id(&self, kind: Kind, id: &impl Display) -> Result<()> {
         let (table, id) = (kind.table(), id.to_string());
-        let sql = format!("SELECT id FROM {table} WHERE id = ?1 OR name = ?1");
+        let sql =
+            format!("SELECT id FROM {table} WHERE id = ?1 OR name = ?1 AND lifecycle <> 'trashed'");
         if self.any(kind, &sql, [&id])? {
             return Err(CatalogError::IdTaken { kind, id });
         }

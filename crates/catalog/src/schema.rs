@@ -13,9 +13,10 @@ use sistemo_model::{CatalogueId, Timestamp};
 
 use crate::error::{CatalogError, Result};
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("schema/0001_foundation.sql"),
     include_str!("schema/0002_image_copies.sql"),
+    include_str!("schema/0003_history.sql"),
 ];
 
 /// `Sist`: what file(1) and we know a catalogue by (`PRAGMA application_id`).

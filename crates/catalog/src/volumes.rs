@@ -2,7 +2,7 @@
 
 use rusqlite::Params;
 use sistemo_model::{
-    Boot, Bytes, Digest, Lifecycle, Reference, Timestamp, Volume, VolumeId, VolumeName,
+    Boot, Bytes, Digest, History, Lifecycle, Reference, Timestamp, Volume, VolumeId, VolumeName,
 };
 
 use crate::connection::{Session, Transaction};
@@ -19,7 +19,7 @@ impl Session<'_> {
         self.select_volumes("WHERE lifecycle = 'ready' ORDER BY name", ())
     }
 
-    /// All volumes, also those being made or removed, ordered by name.
+    /// All volumes, also those being made or removed or in the trash, ordered by name.
     ///
     /// # Errors
     /// [`CatalogError::DamagedRow`] and what `SQLite` says.
@@ -67,8 +67,8 @@ impl Transaction<'_> {
         self.execute(
             "record a volume",
             "INSERT INTO volumes (id, name, size, role, pool, filesystem, kernel, initrd,
-                                  lifecycle, created, modified)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                                  history, lifecycle, created, modified)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             (
                 volume.id.to_string(),
                 volume.name.as_str(),
@@ -79,6 +79,7 @@ impl Transaction<'_> {
                 boot.map(|boot| boot.kernel.as_str()),
                 boot.and_then(|boot| boot.initrd.as_ref())
                     .map(Digest::as_str),
+                self.written_history(&volume.history)?,
                 volume.lifecycle.as_str(),
                 volume.created.to_string(),
                 volume.modified.to_string(),
@@ -91,11 +92,15 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`CatalogError::IllegalLifecycle`] where that stage cannot follow;
-    /// [`CatalogError::VolumeAttached`] where an attached volume would start to go.
+    /// [`CatalogError::VolumeAttached`] where an attached volume would go;
+    /// [`CatalogError::NameTaken`] where one leaves the trash whose name another has.
     pub fn set_volume_lifecycle(&self, id: VolumeId, next: Lifecycle) -> Result<()> {
         let volume = self.volume(id)?;
         expect_lifecycle(Kind::Volume, &volume.name, volume.lifecycle, next)?;
-        if next == Lifecycle::Deleting {
+        if volume.lifecycle == Lifecycle::Trashed && next == Lifecycle::Ready {
+            self.expect_free_name(Kind::Volume, &id, volume.name.as_str())?;
+        }
+        if matches!(next, Lifecycle::Trashed | Lifecycle::Deleting) {
             self.expect_free(id)?;
         }
         self.update_volume(id, "lifecycle", next.as_str())
@@ -117,6 +122,22 @@ impl Transaction<'_> {
     pub fn set_volume_size(&self, id: VolumeId, size: Bytes) -> Result<()> {
         let size = self.stored("a size", size.get())?;
         self.update_volume(id, "size", size)
+    }
+
+    /// Records what is known of a volume's past.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn set_volume_history(&self, id: VolumeId, history: &History) -> Result<()> {
+        let history = self.written_history(history)?;
+        self.update_volume(id, "history", history)
+    }
+
+    fn written_history(&self, history: &History) -> Result<String> {
+        serde_json::to_string(history).map_err(|error| {
+            let error = rusqlite::Error::ToSqlConversionFailure(Box::new(error));
+            CatalogError::database("record the history of a volume", self.path, error)
+        })
     }
 
     /// Forgets a volume.
@@ -169,8 +190,14 @@ fn read_volume(row: &Columns<'_>) -> Result<Volume> {
         pool: row.word("pool")?,
         filesystem: row.word("filesystem")?,
         boot: kernel.map(|kernel| Boot { kernel, initrd }),
+        history: read_history(row)?,
         lifecycle: row.word("lifecycle")?,
         created: row.word("created")?,
         modified: row.word("modified")?,
     })
+}
+
+fn read_history(row: &Columns<'_>) -> Result<History> {
+    let text: String = row.value("history")?;
+    serde_json::from_str(&text).map_err(|error| row.damaged("history", error))
 }

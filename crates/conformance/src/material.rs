@@ -27,6 +27,7 @@ pub(crate) fn description(size: Bytes) -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        history: Box::default(),
         unfinished: false,
     }
 }

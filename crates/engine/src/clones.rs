@@ -4,7 +4,8 @@ use std::fs::File;
 
 use sistemo_host::sparse::CopyPath;
 use sistemo_model::{
-    Bytes, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId, VolumeName,
+    Bytes, History, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId,
+    VolumeName,
 };
 use sistemo_pools::{Content, Cost, Draft, Origin, Pool, PoolError, Way};
 
@@ -70,6 +71,7 @@ impl Engine {
             name: new.name.clone(),
             size: held.size,
             pool: pool_name,
+            history: History::default(),
             lifecycle: Lifecycle::Creating,
             created: now,
             modified: now,

@@ -11,8 +11,8 @@ use std::path::Path;
 use sistemo_host::directory::{self, Directory, FileError, Open};
 use sistemo_host::sparse;
 use sistemo_model::{
-    Access, Bytes, Filesystem, Lifecycle, PoolName, Reference, Role, SnapshotName, Timestamp,
-    Volume, VolumeId, VolumeName,
+    Access, Bytes, Filesystem, History, Lifecycle, PoolName, Reference, Role, SnapshotName,
+    Timestamp, Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Content, Pool};
 
@@ -309,6 +309,7 @@ impl Engine {
             pool: pool_name,
             filesystem: new.filesystem,
             boot: None,
+            history: History::default(),
             lifecycle: Lifecycle::Creating,
             created: now,
             modified: now,

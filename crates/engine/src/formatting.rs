@@ -73,7 +73,7 @@ pub(crate) mod tests {
 
     use sistemo_host::program::Program;
     use sistemo_host::sparse::CopyPath;
-    use sistemo_model::{Bytes, Lifecycle, Role, Timestamp, VolumeId};
+    use sistemo_model::{Bytes, History, Lifecycle, Role, Timestamp, VolumeId};
     use sistemo_pools::{Content, PoolError};
     use sistemo_testkit::{Requirement, met};
 
@@ -141,6 +141,7 @@ pub(crate) mod tests {
                 pool: pool.name().clone(),
                 filesystem,
                 boot: None,
+                history: History::default(),
                 lifecycle: Lifecycle::Creating,
                 created: Timestamp::now(),
                 modified: Timestamp::now(),

@@ -319,6 +319,7 @@ fn description_of(copy: &ImageCopy, image: &Image) -> Result<Description> {
         role: Role::Image,
         boot: image.boot.clone(),
         created: copy.created,
+        history: Box::default(),
         unfinished: false,
     })
 }

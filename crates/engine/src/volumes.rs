@@ -10,8 +10,8 @@ use sistemo_catalog::{CatalogError, Holding, Intent, IntentId, LockSet};
 use sistemo_host::lock::Lock;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{
-    Access, Bytes, Filesystem, Lifecycle, MachineId, MachineName, PoolName, Reference, Role,
-    Timestamp, Volume, VolumeId, VolumeName,
+    Access, Bytes, Filesystem, History, Lifecycle, MachineId, MachineName, PoolName, Reference,
+    Role, Timestamp, Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Description, Flaw, Pool, PoolError};
 
@@ -145,6 +145,7 @@ impl Engine {
             pool,
             filesystem: new.filesystem,
             boot: None,
+            history: History::default(),
             lifecycle: Lifecycle::Creating,
             created: now,
             modified: now,
@@ -595,6 +596,7 @@ pub(crate) fn description(volume: &Volume) -> Description {
         role: volume.role,
         boot: volume.boot.clone(),
         created: volume.created,
+        history: Box::new(volume.history.clone()),
         unfinished: false,
     }
 }

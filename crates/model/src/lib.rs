@@ -3,6 +3,7 @@
 //! Everything here is plain data without I/O. A value of one of these types is valid: names and
 //! sizes are parsed once, at the edge, and cannot hold what a later layer would have to refuse.
 
+mod history;
 mod id;
 mod image;
 mod machine;
@@ -10,10 +11,11 @@ mod name;
 mod size;
 mod volume;
 
+pub use history::{CloneOrigin, History, SnapshotKind, SnapshotMark, Trashed};
 pub use id::{CatalogueId, IdError, ImageId, MachineId, Reference, VolumeId};
 pub use image::{Boot, Digest, DigestError, Image, ImageSource};
 pub use machine::{
-    Accelerator, Attachment, Exposure, ExposureError, MacAddress, Machine, MachineState,
+    Accelerator, Attachment, Exposure, ExposureError, Lifetime, MacAddress, Machine, MachineState,
     PauseCause, StopHow, VcpuCount, VcpuError, VmmChoice, VmmKind,
 };
 pub use name::{ImageName, MachineName, NameError, PoolName, SnapshotName, VolumeName};

@@ -36,6 +36,11 @@ pub struct Machine {
     pub autostart: bool,
     /// Whether deploy made its root volume, which then goes when the machine does.
     pub owns_root: bool,
+    /// The volume that its root volume is cloned from at each start, and that is thrown away at
+    /// each stop; `None` for a root volume that lasts.
+    pub template: Option<VolumeId>,
+    /// How long it lasts.
+    pub lifetime: Lifetime,
     /// What it is doing.
     pub state: MachineState,
     /// Where it stands between being made and being removed.
@@ -44,6 +49,16 @@ pub struct Machine {
     pub created: Timestamp,
     /// When its record last changed.
     pub modified: Timestamp,
+}
+
+/// How long a machine lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifetime {
+    /// Until it is deleted.
+    Persistent,
+    /// Until it stops.
+    Ephemeral,
 }
 
 /// A volume's place in a machine. Position 0 is the root, `/dev/vda`.

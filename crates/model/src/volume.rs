@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Bytes, PoolName, Timestamp, VolumeId, VolumeName};
+use crate::{Boot, Bytes, History, PoolName, Timestamp, VolumeId, VolumeName};
 
 /// A named block device of a fixed virtual size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Volume {
     pub filesystem: Filesystem,
     /// What it boots with, for a volume that was made from an image with a kernel of its own.
     pub boot: Option<Boot>,
+    /// What is known of its past, and what is to be kept of it.
+    pub history: History,
     /// Where it stands between being made and being removed.
     pub lifecycle: Lifecycle,
     /// When it was made.
@@ -93,7 +95,8 @@ impl Filesystem {
 
 /// Where a volume or machine stands between being made and being removed.
 ///
-/// Only `Ready` objects are shown to users; the other two are seen by recovery.
+/// Only `Ready` objects are shown among the others; what is `Trashed` is shown as such, and the
+/// other two are seen by recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lifecycle {
@@ -101,6 +104,8 @@ pub enum Lifecycle {
     Creating,
     /// It exists.
     Ready,
+    /// It was deleted and can be restored; its name is anybody's.
+    Trashed,
     /// It is going; what is left of it is removed at the next start.
     Deleting,
 }
@@ -109,10 +114,10 @@ impl Lifecycle {
     /// Whether an object may go from this stage to `next`; the only rule there is about it.
     #[must_use]
     pub fn can_become(self, next: Lifecycle) -> bool {
-        use Lifecycle::{Creating, Deleting, Ready};
+        use Lifecycle::{Creating, Deleting, Ready, Trashed};
         matches!(
             (self, next),
-            (Creating, Ready | Deleting) | (Ready, Deleting)
+            (Creating | Trashed, Ready | Deleting) | (Ready, Trashed | Deleting)
         )
     }
 
@@ -122,6 +127,7 @@ impl Lifecycle {
         match self {
             Lifecycle::Creating => "creating",
             Lifecycle::Ready => "ready",
+            Lifecycle::Trashed => "trashed",
             Lifecycle::Deleting => "deleting",
         }
     }
@@ -194,5 +200,10 @@ from_word!(Role, "role", [Role::Root, Role::Data, Role::Image]);
 from_word!(
     Lifecycle,
     "lifecycle stage",
-    [Lifecycle::Creating, Lifecycle::Ready, Lifecycle::Deleting]
+    [
+        Lifecycle::Creating,
+        Lifecycle::Ready,
+        Lifecycle::Trashed,
+        Lifecycle::Deleting
+    ]
 );

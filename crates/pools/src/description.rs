@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sistemo_model::{Boot, Bytes, Filesystem, Role, Timestamp, VolumeId, VolumeName};
+use sistemo_model::{Boot, Bytes, Filesystem, History, Role, Timestamp, VolumeId, VolumeName};
 
 use crate::record;
 
@@ -27,6 +27,9 @@ pub struct Description {
     pub boot: Option<Boot>,
     /// When it was made.
     pub created: Timestamp,
+    /// What is known of its past, and what is to be kept of it. Left out where that is nothing.
+    #[serde(default, skip_serializing_if = "History::is_empty")]
+    pub history: Box<History>,
     /// Whether its making is not over: a driver whose volumes exist as soon as they are made
     /// keeps a draft so. Left out where it is `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -87,6 +90,7 @@ mod tests {
                 initrd: None,
             }),
             created: "2026-11-22T08:00:00Z".parse().unwrap(),
+            history: Box::default(),
             unfinished: false,
         }
     }

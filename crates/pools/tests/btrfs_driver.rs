@@ -80,6 +80,7 @@ fn description(mib: u64) -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        history: Box::default(),
         unfinished: false,
     }
 }

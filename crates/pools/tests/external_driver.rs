@@ -182,6 +182,7 @@ fn description(mib: u64) -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        history: Box::default(),
         unfinished: false,
     }
 }

@@ -144,6 +144,7 @@ fn create(pool: &dyn Pool, mib: u64, data: &[u8]) -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        history: Box::default(),
         unfinished: false,
     };
     let mut draft = pool.draft(&description).unwrap();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use sistemo_catalog::{CatalogError, Catalogue, Session, Transaction};
 use sistemo_host::process::ProcessIdentity;
 use sistemo_model::{
-    Bytes, Filesystem, Lifecycle, MacAddress, Machine, MachineId, MachineState, PoolName, Role,
-    Timestamp, VcpuCount, VmmKind, Volume, VolumeId,
+    Bytes, Filesystem, History, Lifecycle, Lifetime, MacAddress, Machine, MachineId, MachineState,
+    PoolName, Role, Timestamp, VcpuCount, VmmKind, Volume, VolumeId,
 };
 
 pub(crate) type Result<T> = std::result::Result<T, CatalogError>;
@@ -88,6 +88,7 @@ pub(crate) fn volume(name: &str) -> Volume {
         pool: PoolName::default_pool(),
         filesystem: Filesystem::Ext4,
         boot: None,
+        history: History::default(),
         lifecycle: Lifecycle::Ready,
         created: long_ago(),
         modified: long_ago(),
@@ -108,6 +109,8 @@ pub(crate) fn machine(name: &str, ssh_port: u16) -> Machine {
         exposed: Vec::new(),
         autostart: false,
         owns_root: true,
+        template: None,
+        lifetime: Lifetime::Persistent,
         state: MachineState::Stopped(None),
         lifecycle: Lifecycle::Ready,
         created: long_ago(),

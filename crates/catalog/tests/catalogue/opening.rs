@@ -10,7 +10,7 @@ use std::thread;
 use sistemo_catalog::{CatalogError, Catalogue};
 use sistemo_host::program::Program;
 use sistemo_host::system;
-use sistemo_model::PoolName;
+use sistemo_model::{Lifetime, MachineId, PoolName, VolumeId};
 
 use crate::fixture::{Home, volume};
 
@@ -402,6 +402,24 @@ fn an_older_catalogue_is_brought_up_to_date_and_keeps_what_it_holds() {
         (),
     )
     .unwrap();
+    let (volume, machine) = (VolumeId::random(), MachineId::random());
+    old.execute(
+        "INSERT INTO volumes VALUES (?1, 'pgdata', 1048576, 'data', 'fast', 'ext4', NULL, NULL,
+                                     'ready', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z')",
+        [volume.to_string()],
+    )
+    .unwrap();
+    old.execute(
+        "INSERT INTO machines (id, name, vcpus, memory, vmm, mac, ssh_port, autostart, owns_root,
+                               state, lifecycle, created, modified)
+         VALUES (?1, 'db1', 1, 1048576, 'qemu', '52:54:00:00:00:00', 2201, 0, 0, 'stopped',
+                 'ready', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z')",
+        [machine.to_string()],
+    )
+    .unwrap();
+    let attach = "INSERT INTO attachments VALUES (?1, ?2, 0, 0)";
+    let ids = (volume.to_string(), machine.to_string());
+    old.execute(attach, ids).unwrap();
     old.pragma_update(None, "application_id", 0x5369_7374)
         .unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();
@@ -410,4 +428,16 @@ fn an_older_catalogue_is_brought_up_to_date_and_keeps_what_it_holds() {
     assert_eq!(catalogue.id(), id);
     assert_eq!(catalogue.read(|s| s.known_pools()).unwrap().len(), 1);
     assert!(catalogue.read(|s| s.image_copies()).unwrap().is_empty());
+    let kept = catalogue.read(|s| s.volume(volume)).unwrap();
+    assert_eq!(kept.name.as_str(), "pgdata");
+    assert!(kept.history.is_empty());
+    assert_eq!(
+        catalogue.read(|s| s.machine(machine)).unwrap().lifetime,
+        Lifetime::Persistent
+    );
+    let held = catalogue.read(|s| s.attachments_of(machine)).unwrap();
+    assert_eq!(held[0].volume, volume);
+    let error = catalogue.write(|tx| tx.delete_volume(volume)).unwrap_err();
+    assert!(matches!(error, CatalogError::VolumeAttached { .. }));
+    assert!(catalogue.check().unwrap().is_empty());
 }

@@ -1,5 +1,8 @@
 use sistemo_catalog::{CatalogError, Kind, Transaction};
-use sistemo_model::{Boot, Bytes, Digest, Filesystem, Lifecycle, Reference, Role, VolumeId};
+use sistemo_model::{
+    Boot, Bytes, CloneOrigin, Digest, Filesystem, History, Lifecycle, Reference, Role,
+    SnapshotMark, Trashed, VolumeId,
+};
 
 use crate::fixture::{Home, Result, long_ago, volume};
 
@@ -67,6 +70,56 @@ fn a_taken_name_is_refused_whatever_the_stage_of_its_owner() {
         assert_eq!(error.to_string(), "the volume name `pgdata` is taken");
     }
     home.write(|tx| tx.rename_volume(other, &"other".parse().unwrap()));
+}
+
+#[test]
+fn what_is_known_of_a_past_reads_back_as_it_was_recorded() {
+    let home = Home::new();
+    let id = home.add_volume("pgdata");
+    assert!(home.read(|s| s.volume(id)).history.is_empty());
+    let mut history = History {
+        revisions_to_keep: Some(3),
+        origin: Some(CloneOrigin {
+            volume: VolumeId::random(),
+            as_of: long_ago(),
+        }),
+        changed: Some(long_ago()),
+        dirty: true,
+        trashed: Some(Trashed {
+            at: long_ago(),
+            until: long_ago(),
+        }),
+        ..History::default()
+    };
+    let mark = SnapshotMark::default();
+    history.marks.insert("monday".parse().unwrap(), mark);
+    home.write(|tx| tx.set_volume_history(id, &history));
+    let volume = home.read(|s| s.volume(id));
+    assert_eq!(volume.history, history);
+    assert!(volume.modified > long_ago());
+    let gone = home.refused(|tx| tx.set_volume_history(VolumeId::random(), &history));
+    assert!(matches!(gone, CatalogError::NotFound { .. }), "{gone}");
+}
+
+#[test]
+fn what_is_in_the_trash_gives_its_name_away_and_gets_it_back_while_it_is_free() {
+    let home = Home::new();
+    let (old, other) = (home.add_volume("pgdata"), volume("pgdata"));
+    home.write(|tx| tx.set_volume_lifecycle(old, Lifecycle::Trashed));
+    home.write(|tx| tx.set_volume_lifecycle(old, Lifecycle::Ready));
+    home.write(|tx| tx.set_volume_lifecycle(old, Lifecycle::Trashed));
+    assert!(home.read(|s| s.volumes()).is_empty());
+
+    home.write(|tx| tx.insert_volume(&other));
+    let found = home.read(|s| s.find_volume(&Reference::from("pgdata")));
+    assert_eq!(found.id, other.id);
+    let error = home.refused(|tx| tx.set_volume_lifecycle(old, Lifecycle::Ready));
+    assert_eq!(error.to_string(), "the volume name `pgdata` is taken");
+    // Its ID stays its own.
+    let error = home.refused(|tx| tx.rename_volume(other.id, &old.to_string().parse().unwrap()));
+    assert!(matches!(error, CatalogError::NameTaken { .. }), "{error}");
+    home.write(|tx| tx.rename_volume(other.id, &"other".parse().unwrap()));
+    home.write(|tx| tx.set_volume_lifecycle(old, Lifecycle::Ready));
 }
 
 #[test]

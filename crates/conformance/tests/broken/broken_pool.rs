@@ -54,6 +54,7 @@ pub(crate) fn description() -> Description {
         role: Role::Data,
         boot: None,
         created: Timestamp::now(),
+        history: Box::default(),
         unfinished: false,
     }
 }

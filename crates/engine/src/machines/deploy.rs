@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet, Session};
 use sistemo_images::{Error as ImageError, OpenImage};
 use sistemo_model::{
-    Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, ImageName, Lifecycle,
-    MacAddress, Machine, MachineId, MachineName, MachineState, PoolName, Reference, Role,
-    Timestamp, VcpuCount, VmmChoice, VmmKind, Volume, VolumeId,
+    Accelerator, Access, Attachment, Boot, Bytes, Exposure, Filesystem, History, ImageName,
+    Lifecycle, Lifetime, MacAddress, Machine, MachineId, MachineName, MachineState, PoolName,
+    Reference, Role, Timestamp, VcpuCount, VmmChoice, VmmKind, Volume, VolumeId,
 };
 
 use super::change::check_memory;
@@ -382,6 +382,8 @@ impl Engine {
                 exposed: new.expose.clone(),
                 autostart: false,
                 owns_root: makes_root,
+                template: None,
+                lifetime: Lifetime::Persistent,
                 state: MachineState::Stopped(None),
                 lifecycle: Lifecycle::Creating,
                 created: now,
@@ -402,6 +404,7 @@ impl Engine {
                         Filesystem::None
                     },
                     boot: boot.clone(),
+                    history: History::default(),
                     lifecycle: Lifecycle::Creating,
                     created: now,
                     modified: now,
