@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::sparse::Extent;
-use sistemo_model::{Access, Bytes, SnapshotName, VolumeId, VolumeName};
+use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId, VolumeName};
 use sistemo_pools::{Description, Found, Origin, Pool};
 
 use crate::expectation::{equal, is_a, same_bytes};
@@ -165,7 +165,8 @@ impl Step {
                 let _ = clones.clone_volume(origin, new, silent)?;
             }
             Step::Snapshot { id, name } => {
-                let _ = snapshots(pool)?.take_snapshot(*id, name, None, silent)?;
+                let _ =
+                    snapshots(pool)?.take_snapshot(*id, name, Timestamp::now(), None, silent)?;
             }
             Step::Revert { id, name } => {
                 let _ = snapshots(pool)?.revert(*id, name, silent)?;

@@ -18,30 +18,23 @@ use sistemo_pools::{
 };
 
 use crate::refusal::body_of;
-use crate::{SnapshotLocation, open, text};
+use crate::{open, text};
 
 type Answered = Result<String, ErrorBody>;
 
 /// Does what is asked and says so.
-pub(crate) fn answer(
-    driver: &dyn Driver,
-    located: Option<&SnapshotLocation>,
-    request: Request,
-) -> Answered {
+pub(crate) fn answer(driver: &dyn Driver, request: Request) -> Answered {
     let first_use = match request.operation {
-        Operation::Capabilities => return Ok(text(&capabilities(driver, located.is_some()))),
+        Operation::Capabilities => return Ok(text(&capabilities(driver))),
         Operation::Setup => FirstUse::Allowed,
         _ => FirstUse::Known,
     };
     let pool = open(driver, &request, first_use)?;
-    let talk = Talk {
-        pool: &*pool,
-        located,
-    };
+    let talk = Talk { pool: &*pool };
     talk.answer(request.operation)
 }
 
-fn capabilities(driver: &dyn Driver, snapshots: bool) -> Capabilities {
+fn capabilities(driver: &dyn Driver) -> Capabilities {
     let info = driver.info();
     let options = info.options.into_iter();
     let options = options
@@ -55,7 +48,7 @@ fn capabilities(driver: &dyn Driver, snapshots: bool) -> Capabilities {
         });
     let powers = info.powers.into_iter().filter_map(|power| match power {
         Power::Clone => Some(CapabilityPower::Clone),
-        Power::Snapshot if snapshots => Some(CapabilityPower::Snapshot),
+        Power::Snapshot => Some(CapabilityPower::Snapshot),
         _ => None,
     });
     Capabilities {
@@ -69,7 +62,6 @@ fn capabilities(driver: &dyn Driver, snapshots: bool) -> Capabilities {
 
 struct Talk<'a> {
     pool: &'a dyn Pool,
-    located: Option<&'a SnapshotLocation>,
 }
 
 impl Talk<'_> {
@@ -145,7 +137,7 @@ impl Talk<'_> {
     }
 
     fn answer_of_snapshots(&self, operation: Operation) -> Answered {
-        let (power, located) = self.snapshots()?;
+        let power = self.snapshots()?;
         match operation {
             Operation::Snapshots { volume } => {
                 let snapshots = done(power.snapshots(volume))?.into_iter();
@@ -160,9 +152,11 @@ impl Talk<'_> {
                 })
             }
             Operation::Snapshot {
-                volume, snapshot, ..
+                volume,
+                snapshot,
+                created,
             } => {
-                let taken = power.take_snapshot(volume, &snapshot, None, &mut |_, _| {});
+                let taken = power.take_snapshot(volume, &snapshot, created, None, &mut |_, _| {});
                 say(&WayAnswer { way: done(taken)? })
             }
             Operation::Revert {
@@ -179,8 +173,12 @@ impl Talk<'_> {
                 changed(power.delete_snapshot(volume, &snapshot))
             }
             Operation::OpenSnapshot { volume, snapshot } => {
-                let location = done(located(self.pool, volume, &snapshot))?.into();
-                say(&LocationAnswer { location })
+                let location = done(power.open_snapshot(volume, &snapshot))?;
+                let location = location
+                    .ok_or_else(|| unsupported("no program can read snapshots of this pool"))?;
+                say(&LocationAnswer {
+                    location: location.into(),
+                })
             }
             other => Err(unsupported(other.word())),
         }
@@ -254,9 +252,9 @@ impl Talk<'_> {
         clones.ok_or_else(|| unsupported("volumes of this pool cannot be cloned"))
     }
 
-    fn snapshots(&self) -> Result<(&dyn Snapshots, &SnapshotLocation), ErrorBody> {
-        let power = self.pool.snapshots().zip(self.located);
-        power.ok_or_else(|| unsupported("this pool keeps no snapshots"))
+    fn snapshots(&self) -> Result<&dyn Snapshots, ErrorBody> {
+        let snapshots = self.pool.snapshots();
+        snapshots.ok_or_else(|| unsupported("this pool keeps no snapshots"))
     }
 }
 

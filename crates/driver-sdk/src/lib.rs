@@ -27,7 +27,7 @@
 //! # What does not pass through
 //!
 //! - Progress, and a pool's own filesystem.
-//! - Snapshots, unless the driver says where a snapshot can be read: see [`run_with_snapshots`].
+//! - Snapshots of which a pool cannot say where a program can read them.
 //! - The disk of a running machine: a volume in a qcow2 file is not kept as it is meanwhile.
 
 mod answer;
@@ -38,7 +38,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde::Serialize;
-use sistemo_model::{SnapshotName, VolumeId};
 use sistemo_pools::external::protocol::{ErrorAnswer, ErrorBody, ErrorCode, PROTOCOL, Request};
 
 pub use sistemo_host as host;
@@ -53,23 +52,9 @@ use crate::refusal::body_of;
 /// No request comes near this.
 const LONGEST_REQUEST: u64 = 1 << 20;
 
-/// Where a snapshot of a volume can be read.
-pub type SnapshotLocation =
-    dyn Fn(&dyn Pool, VolumeId, &SnapshotName) -> Result<Location, PoolError>;
-
 /// Answers the request on standard input, and says how the process is to end.
 pub fn run(driver: &dyn Driver) -> ExitCode {
-    speak(driver, None)
-}
-
-/// As [`run`], for a driver whose pools keep snapshots. `located` says where one can be read;
-/// what is there must not change.
-pub fn run_with_snapshots(driver: &dyn Driver, located: &SnapshotLocation) -> ExitCode {
-    speak(driver, Some(located))
-}
-
-fn speak(driver: &dyn Driver, located: Option<&SnapshotLocation>) -> ExitCode {
-    let answered = read().and_then(|request| answer::answer(driver, located, request));
+    let answered = read().and_then(|request| answer::answer(driver, request));
     let (answer, code) = match answered {
         Ok(answer) => (answer, ExitCode::SUCCESS),
         Err(error) => (text(&ErrorAnswer { error }), ExitCode::FAILURE),

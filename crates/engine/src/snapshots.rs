@@ -93,8 +93,9 @@ impl Engine {
         let pool = self.pool(&volume.pool)?;
         let power = power_of(pool.as_ref())?;
         let there = self.snapshots_in(volume, power)?;
+        let now = Timestamp::now();
         let name = match name {
-            None => made_up_name(&there, Timestamp::now())?,
+            None => made_up_name(&there, now)?,
             Some(name) if there.iter().any(|snapshot| snapshot.name == name) => {
                 let volume = volume.name.clone();
                 return Err(Error::SnapshotTaken {
@@ -118,7 +119,7 @@ impl Engine {
         let take = |disk: Option<&mut dyn LiveDisk>| {
             let mut progress = |done, total| self.reporter.progress(done, total);
             power
-                .take_snapshot(volume.id, &name, disk, &mut progress)
+                .take_snapshot(volume.id, &name, now, disk, &mut progress)
                 .map_err(|source| snapshot_error(volume, &name, "keep a snapshot of", source))
         };
         self.reporter

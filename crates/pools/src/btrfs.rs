@@ -80,11 +80,12 @@ use self::names::Kind;
 use self::workplace::Workplace;
 use crate::content::RawContent;
 use crate::contract::{
-    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Progress, Sharing,
+    Snapshots, Usage,
 };
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError, place};
+use crate::{Content, Description, PoolError, examination, place};
 
 /// So much free space, in bytes, is enough not to wait for more.
 const ROOM: u64 = 1 << 30;
@@ -586,6 +587,19 @@ impl Pool for BtrfsPool {
             }
         }
         Ok(flaws)
+    }
+
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        examination::examine(self, id, recorded, progress)
+    }
+
+    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        Ok(None)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -23,7 +23,7 @@
 //! |---|---|---|---|
 //! | `<id>@<name>.ext4` | a snapshot | [`Snapshots::take_snapshot`] | |
 //! | `<id>@<name>.ext4` without data | [`Found::Orphan`] | remove killed, or damage | [`Pool::remove`], or [`Snapshots::revert`] where it is described |
-//! | `<id>@<name>.ext4.new` | nothing, but takes space | taking a snapshot killed | the next operation that changes the volume's data or snapshots |
+//! | `<id>@<name>.ext4.new` | nothing, but takes space | taking a snapshot killed, by whomever it was written | the next operation that changes the volume's data or snapshots |
 //! | `<id>.ext4.revert` | nothing, but takes space | revert killed before its rename | the same |
 //! | `<id>.json.part` | the rest of a description | its writing killed | the next writing goes over it |
 //!
@@ -45,6 +45,7 @@
 mod clones;
 mod draft;
 mod driver;
+mod live;
 mod names;
 mod reflink_driver;
 mod sharing;
@@ -65,15 +66,15 @@ pub use self::reflink_driver::{FileReflinkDriver, SetupCheck};
 
 use self::draft::FileDraft;
 use self::names::Kind;
-use self::sharing::Sharing;
+use self::sharing::Copying;
 use crate::content::RawContent;
 use crate::contract::{
-    Clones, Cost, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots,
-    Usage,
+    Clones, Cost, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Progress,
+    Sharing, Snapshots, Usage,
 };
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError, place};
+use crate::{Content, Description, PoolError, examination, place};
 
 /// A pool of the `file` or `file-reflink` driver.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ pub struct FilePool {
     name: PoolName,
     catalogue: CatalogueId,
     directory: Directory,
-    sharing: Sharing,
+    copying: Copying,
     setup_check: SetupCheck,
     /// What sharing costs, once it was tried.
     cost: OnceLock<Cost>,
@@ -125,7 +126,7 @@ impl FilePool {
             name,
             catalogue,
             directory,
-            sharing: Sharing::WherePossible,
+            copying: Copying::WhereNotShared,
             setup_check: SetupCheck::Skip,
             cost: OnceLock::new(),
         })
@@ -158,7 +159,7 @@ impl FilePool {
             name,
             catalogue,
             directory,
-            sharing: Sharing::Always,
+            copying: Copying::Never,
             setup_check,
             cost: OnceLock::new(),
         })
@@ -435,9 +436,9 @@ impl Pool for FilePool {
     }
 
     fn driver(&self) -> &'static str {
-        match self.sharing {
-            Sharing::WherePossible => driver::NAME,
-            Sharing::Always => reflink_driver::NAME,
+        match self.copying {
+            Copying::WhereNotShared => driver::NAME,
+            Copying::Never => reflink_driver::NAME,
         }
     }
 
@@ -622,6 +623,19 @@ impl Pool for FilePool {
             recorded,
         )?);
         Ok(flaws)
+    }
+
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        examination::examine(self, id, recorded, progress)
+    }
+
+    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        Ok(None)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

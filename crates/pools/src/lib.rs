@@ -11,6 +11,7 @@
 //! | [`contract`] | what every driver promises, and what it does not |
 //! | [`content`] | a volume's bytes, however they are reached |
 //! | [`description`] | what stands beside every volume, so that a lost catalogue can be rebuilt |
+//! | `examination` | reading all that a volume and its snapshots hold |
 //! | `record` | JSON documents with a version, as pools keep them on disk |
 //! | `place` | what pools that are a directory have in common |
 //! | `loop_backed` | pools that have a filesystem of their own, in one sparse file |
@@ -26,6 +27,7 @@ pub mod content;
 pub mod contract;
 pub mod description;
 mod error;
+mod examination;
 pub mod external;
 pub mod file;
 mod loop_backed;
@@ -41,8 +43,8 @@ pub use config::{
 };
 pub use content::Content;
 pub use contract::{
-    Clones, Cost, Draft, Facts, Flaw, Format, Found, LiveDisk, LiveDiskError, Location, Origin,
-    OwnFilesystem, Pool, Progress, Snapshot, Snapshots, Usage, Way,
+    Clones, Cost, Draft, Facts, Flaw, Format, Found, LiveCopies, LiveDisk, LiveDiskError, Location,
+    Origin, OwnFilesystem, Pool, Progress, Sharing, Snapshot, SnapshotDraft, Snapshots, Usage, Way,
 };
 pub use description::Description;
 pub use error::PoolError;

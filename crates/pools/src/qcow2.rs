@@ -83,11 +83,12 @@ use self::draft::Qcow2Draft;
 use self::image::{Care, Image, Summary};
 use self::names::Kind;
 use crate::contract::{
-    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Progress, Sharing,
+    Snapshots, Usage,
 };
 use crate::error::Subject;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError, place};
+use crate::{Content, Description, PoolError, examination, place};
 
 /// A pool of the `qcow2` driver.
 #[derive(Debug)]
@@ -784,6 +785,19 @@ impl Pool for Qcow2Pool {
             recorded,
         )?);
         Ok(flaws)
+    }
+
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        examination::examine(self, id, recorded, progress)
+    }
+
+    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        Ok(None)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -127,9 +127,9 @@ impl Scene {
     }
 
     fn take(&self, id: VolumeId, name: &str) {
-        let way = self
-            .pool
-            .take_snapshot(id, &snapshot(name), None, &mut |_, _| {});
+        let way =
+            self.pool
+                .take_snapshot(id, &snapshot(name), Timestamp::now(), None, &mut |_, _| {});
         assert_eq!(way.unwrap(), Way::Subvolume);
     }
 
@@ -650,9 +650,13 @@ mod snapshots {
         let made = scene.volume(8, b"first");
         scene.take(made.id, "then");
         scene.write(made.id, b"other");
-        let again = scene
-            .pool
-            .take_snapshot(made.id, &snapshot("then"), None, &mut |_, _| {});
+        let again = scene.pool.take_snapshot(
+            made.id,
+            &snapshot("then"),
+            Timestamp::now(),
+            None,
+            &mut |_, _| {},
+        );
         assert!(
             matches!(again, Err(PoolError::SnapshotThere { .. })),
             "{again:?}"
@@ -976,7 +980,7 @@ mod options {
         let name = snapshot("then");
         let snapshots = pool.snapshots().unwrap();
         snapshots
-            .take_snapshot(made.id, &name, None, &mut |_, _| {})
+            .take_snapshot(made.id, &name, Timestamp::now(), None, &mut |_, _| {})
             .unwrap();
         let own = pool.own_filesystem().unwrap();
         assert_eq!(own.resize(Bytes::from_mib(400)).unwrap(), Changed::Yes);
@@ -1118,7 +1122,7 @@ mod full {
                 .unwrap_err(),
             scene
                 .pool
-                .take_snapshot(made.id, &name, None, &mut ignore)
+                .take_snapshot(made.id, &name, Timestamp::now(), None, &mut ignore)
                 .unwrap_err(),
             scene.revert(made.id, "then").unwrap_err(),
             scene

@@ -811,20 +811,21 @@ mod powers {
         let names: [SnapshotName; 3] = ["a.new", &"b".repeat(63), "c+".trim_end_matches('+')]
             .map(|name| name.parse().unwrap());
         let [one, two, three] = &names;
-        let taken = snapshots.take_snapshot(id, one, Some(&mut NoDisk), &mut nothing);
+        let taken =
+            snapshots.take_snapshot(id, one, Timestamp::now(), Some(&mut NoDisk), &mut nothing);
         assert_eq!(taken.unwrap(), Way::Subvolume);
         let again = snapshots
-            .take_snapshot(id, one, None, &mut nothing)
+            .take_snapshot(id, one, Timestamp::now(), None, &mut nothing)
             .unwrap_err();
         assert!(matches!(again, PoolError::SnapshotThere { .. }), "{again}");
         let _ = pool.grow(id, Bytes::from_mib(16)).unwrap();
         write(&*pool, id, b"second", 12 * MIB);
         snapshots
-            .take_snapshot(id, two, None, &mut nothing)
+            .take_snapshot(id, two, Timestamp::now(), None, &mut nothing)
             .unwrap();
         write(&*pool, id, b"third", 0);
         snapshots
-            .take_snapshot(id, three, None, &mut nothing)
+            .take_snapshot(id, three, Timestamp::now(), None, &mut nothing)
             .unwrap();
         let listed = snapshots.snapshots(id).unwrap();
         assert!(listed.iter().map(|s| &s.name).eq(&names), "{listed:?}");

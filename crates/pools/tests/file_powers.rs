@@ -126,8 +126,13 @@ impl Scene {
     }
 
     fn keep(&self, volume: VolumeId, snapshot: &str) -> Result<Way, PoolError> {
-        self.snapshots()
-            .take_snapshot(volume, &name(snapshot), None, &mut |_, _| {})
+        self.snapshots().take_snapshot(
+            volume,
+            &name(snapshot),
+            Timestamp::now(),
+            None,
+            &mut |_, _| {},
+        )
     }
 
     fn revert(&self, volume: VolumeId, snapshot: &str) -> Result<Way, PoolError> {
@@ -528,6 +533,7 @@ fn a_snapshot_of_a_disk_in_use_is_of_one_instant() {
                 let taken = scene.snapshots().take_snapshot(
                     made.id,
                     &snapshot,
+                    Timestamp::now(),
                     Some(&mut disk),
                     &mut |_, _| {},
                 );
@@ -793,7 +799,13 @@ mod file_reflink {
             .clone_volume(origin, &description(1), &mut |_, _| {})
             .unwrap_err();
         snapshots
-            .take_snapshot(made.id, &name("one"), None, &mut |_, _| {})
+            .take_snapshot(
+                made.id,
+                &name("one"),
+                Timestamp::now(),
+                None,
+                &mut |_, _| {},
+            )
             .unwrap_err();
         assert_eq!(directory.files().unwrap(), before);
 
@@ -821,6 +833,7 @@ mod file_reflink {
             let kept = pool.snapshots().unwrap().take_snapshot(
                 made.id,
                 &name("one"),
+                Timestamp::now(),
                 None,
                 &mut |_, _| {},
             );
@@ -871,7 +884,7 @@ mod processes {
             let id = made.id;
             note("then", id);
             snapshots
-                .take_snapshot(id, &one, None, &mut |_, _| {})
+                .take_snapshot(id, &one, Timestamp::now(), None, &mut |_, _| {})
                 .unwrap();
             note("kept", id);
             note("moving", id);

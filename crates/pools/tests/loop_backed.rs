@@ -214,7 +214,7 @@ fn a_host_without_reflinks_gets_them() {
     let snapshots = pool.snapshots().unwrap();
     let snapshot = "one".parse().unwrap();
     snapshots
-        .take_snapshot(made.id, &snapshot, None, &mut |_, _| {})
+        .take_snapshot(made.id, &snapshot, Timestamp::now(), None, &mut |_, _| {})
         .unwrap();
     assert_eq!(word(&*pool, copy.id), "data");
     assert_eq!(pool.list().unwrap().len(), 2);

@@ -187,6 +187,12 @@ every_law! { $
         a_snapshot_keeps_the_volume_as_it_was [Snapshots]
             "A snapshot is listed with its size and time, and reads as the volume did, whatever \
              is written later."
+        a_snapshot_has_the_time_it_was_given [Snapshots]
+            "A snapshot's time is the one given when it was taken, even one of long ago."
+        what_a_program_reads_of_a_snapshot_is_the_snapshot [Snapshots]
+            "Where a snapshot can be read as a file or device, that holds what it does."
+        a_snapshot_that_a_vmm_writes_exists_with_its_commit [Snapshots]
+            "A snapshot that a VMM writes exists once it is committed, and leaves nothing else."
         a_volume_with_snapshots_is_one_volume [Snapshots]
             "A volume with snapshots is listed and described as one without."
         reverting_takes_back_content_and_size [Snapshots]

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use sistemo_host::Changed;
-use sistemo_model::{Access, Filesystem, VolumeId};
+use sistemo_model::{Access, Bytes, Filesystem, VolumeId};
 use sistemo_pools::Location;
 
 use crate::Bench;
 use crate::expectation::{equal, holds};
 use crate::law::{Stop, Verdict};
-use crate::material::{MIB, a_name, volume};
+use crate::material::{a_name, volume};
 
 pub(super) fn opening_says_how_and_closing_twice_is_no_error(bench: &Bench) -> Verdict {
     let pool = bench.pool()?;
@@ -18,18 +18,24 @@ pub(super) fn opening_says_how_and_closing_twice_is_no_error(bench: &Bench) -> V
     let opened = pool.open(made.id, Access::ReadWrite)?;
     let again = pool.open(made.id, Access::ReadOnly)?;
     equal("the location the second time", &again, &opened)?;
-    let path = opened.path();
+    is_there(&opened, made.size)?;
+    pool.close(made.id)?;
+    pool.close(made.id)?;
+    pool.close(VolumeId::random())?;
+    Ok(())
+}
+
+/// Expects that there is what a location says, of that size.
+pub(super) fn is_there(location: &Location, size: Bytes) -> Verdict {
+    let path = location.path();
     holds(path.is_absolute(), "an absolute path", || {
         format!("it is {}", path.display())
     })?;
     let there = |error| Stop::failed(format!("{} to be there", path.display()), error);
-    match &opened {
+    match location {
         Location::RawFile(path) => {
-            equal(
-                "the file's length",
-                path.metadata().map_err(there)?.len(),
-                MIB,
-            )?;
+            let length = path.metadata().map_err(there)?.len();
+            equal("the file's length", length, size.get())?;
         }
         Location::Qcow2File(path) => {
             // The magic number, the version, then the virtual size at byte 24.
@@ -37,15 +43,13 @@ pub(super) fn opening_says_how_and_closing_twice_is_no_error(bench: &Bench) -> V
             let file = File::open(path).map_err(there)?;
             file.read_exact_at(&mut header, 0).map_err(there)?;
             equal("the magic number", &header[..4], &b"QFI\xfb"[..])?;
-            equal("the virtual size", &header[24..], &MIB.to_be_bytes()[..])?;
+            let wanted = size.get().to_be_bytes();
+            equal("the virtual size", &header[24..], &wanted[..])?;
         }
         Location::BlockDevice(path) => {
             let _ = path.metadata().map_err(there)?;
         }
     }
-    pool.close(made.id)?;
-    pool.close(made.id)?;
-    pool.close(VolumeId::random())?;
     Ok(())
 }
 

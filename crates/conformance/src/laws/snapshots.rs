@@ -1,10 +1,15 @@
 //! Volumes as they were.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use sistemo_host::Changed;
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
-use sistemo_pools::{Description, Found, Origin, Pool, PoolError, Snapshots};
+use sistemo_pools::{Description, Found, Location, Origin, Pool, PoolError, Snapshots};
 
 use super::clones::{clone_of, way_is_right};
+use super::reaching::is_there;
 use crate::Bench;
 use crate::expectation::{equal, holds, is_a, refused, same_bytes};
 use crate::law::{Stop, Verdict};
@@ -23,7 +28,7 @@ pub(super) fn take(pool: &dyn Pool, volume: VolumeId, name: &SnapshotName) -> Ve
     let snapshots = snapshots(pool)?;
     let mut told = Vec::new();
     let progress = &mut |done, total| told.push((done, total));
-    let way = snapshots.take_snapshot(volume, name, None, progress)?;
+    let way = snapshots.take_snapshot(volume, name, Timestamp::now(), None, progress)?;
     way_is_right("a snapshot", snapshots.snapshot_cost(), way, &told)
 }
 
@@ -107,6 +112,155 @@ pub(super) fn a_snapshot_keeps_the_volume_as_it_was(bench: &Bench) -> Verdict {
         PoolError::OpenedReadOnly { .. }
     )?;
     reads(&*pool, made.id, 500, b"after")
+}
+
+pub(super) fn a_snapshot_has_the_time_it_was_given(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 1)?;
+    let power = snapshots(&*pool)?;
+    let mut wanted = Vec::new();
+    // One that comes from elsewhere may be older than those that are there.
+    for (text, seconds) in [
+        ("later", 1_000_000_000),
+        ("first", 86_400),
+        ("last", 4_000_000_000),
+    ] {
+        let created = Timestamp::from_second(seconds).unwrap_or_default();
+        let name = a_name(text);
+        let _ = power.take_snapshot(made.id, &name, created, None, &mut |_, _| {})?;
+        wanted.push((created.as_second(), text.to_owned()));
+    }
+    wanted.sort();
+    let of = |pool: &dyn Pool| -> Result<Vec<(i64, String)>, Stop> {
+        let listed = snapshots(pool)?.snapshots(made.id)?;
+        let times = listed.iter();
+        let times = times.map(|one| (one.created.as_second(), one.name.to_string()));
+        Ok(times.collect())
+    };
+    equal("the snapshots", of(&*pool)?, wanted.clone())?;
+    for name in ["first", "last"] {
+        revert(&*pool, made.id, &a_name(name))?;
+        write(&*pool, made.id, b"after", 100)?;
+    }
+    equal("the snapshots", of(&*bench.pool()?)?, wanted)
+}
+
+pub(super) fn what_a_program_reads_of_a_snapshot_is_the_snapshot(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 4)?;
+    let before = noise(1, 1 << 20);
+    write(&*pool, made.id, &before, MIB)?;
+    let name = a_name("before");
+    take(&*pool, made.id, &name)?;
+    write(&*pool, made.id, &noise(2, 1 << 20), MIB)?;
+    let to = Bytes::from_mib(6);
+    equal("growing", pool.grow(made.id, to)?, Changed::Yes)?;
+
+    let power = snapshots(&*pool)?;
+    let Some(location) = power.open_snapshot(made.id, &name)? else {
+        return Err(Stop::NotClaimed("snapshots that programs can read"));
+    };
+    is_there(&location, made.size)?;
+    let again = power.open_snapshot(made.id, &name)?;
+    equal(
+        "the location the second time",
+        again.as_ref(),
+        Some(&location),
+    )?;
+    let holds_it = |location: &Location| -> Verdict {
+        let path = location.path();
+        let there = |error| Stop::failed(format!("{} to be readable", path.display()), error);
+        let mut read = vec![0; before.len()];
+        if !matches!(location, Location::Qcow2File(_)) {
+            let file = File::open(path).map_err(there)?;
+            file.read_exact_at(&mut read, MIB).map_err(there)?;
+            same_bytes(path.display(), MIB, &read, &before)?;
+        }
+        Ok(())
+    };
+    holds_it(&location)?;
+    // Reading leaves it there, and what became of the volume too.
+    snapshot_reads(&*pool, made.id, &name, MIB, &before)?;
+    equal("the size", pool.facts(made.id)?.size, to)?;
+    holds_it(&location)?;
+    pool.close(made.id)?;
+    Ok(())
+}
+
+pub(super) fn a_snapshot_that_a_vmm_writes_exists_with_its_commit(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 512)?;
+    let power = snapshots(&*pool)?;
+    let Some(live) = power.live_copies() else {
+        return Err(Stop::NotClaimed("snapshots that a VMM writes"));
+    };
+    write(&*pool, made.id, b"volume", 100)?;
+    let data = noise(1, 1 << 20);
+    let name = a_name("written");
+    let created = Timestamp::from_second(1_000_000_000).unwrap_or_default();
+    let begin = |name: &SnapshotName| live.draft_snapshot(made.id, name, created, made.size);
+    let fill = |path: &Path| -> Verdict {
+        let io = |error| Stop::failed(format!("{} to be writable", path.display()), error);
+        let file = File::options().write(true).open(path).map_err(io)?;
+        equal(
+            "its length",
+            file.metadata().map_err(io)?.len(),
+            made.size.get(),
+        )?;
+        file.write_all_at(&data, 200 * MIB).map_err(io)
+    };
+
+    // What is dropped leaves nothing, and what is killed nothing that lasts.
+    let draft = begin(&name)?;
+    fill(draft.raw_path())?;
+    equal("the snapshots", names(&*pool, made.id)?.len(), 0)?;
+    let path = draft.raw_path().to_owned();
+    drop(draft);
+    holds(!path.exists(), "a draft that is gone", || {
+        format!("{} stays", path.display())
+    })?;
+    let other = a_name("killed");
+    let killed = begin(&other)?;
+    fill(killed.raw_path())?;
+    let left = killed.raw_path().to_owned();
+    std::mem::forget(killed);
+    equal("the snapshots", names(&*pool, made.id)?.len(), 0)?;
+    equal("the list", pool.list()?.len(), 1)?;
+    equal("the flaws", pool.verify(made.id, made.size)?, vec![])?;
+
+    let draft = begin(&name)?;
+    holds(!left.exists(), "what was killed to be gone", || {
+        format!("{} stays", left.display())
+    })?;
+    fill(draft.raw_path())?;
+    draft.commit()?;
+    let listed = bench.pool()?;
+    let listed = snapshots(&*listed)?.snapshots(made.id)?;
+    equal("the snapshots", listed.len(), 1)?;
+    for snapshot in &listed {
+        equal("the name", &snapshot.name, &name)?;
+        equal("the size", snapshot.size, made.size)?;
+        equal(
+            "the time",
+            snapshot.created.as_second(),
+            created.as_second(),
+        )?;
+    }
+    snapshot_reads(&*pool, made.id, &name, 200 * MIB, &data)?;
+    let content = power.snapshot_content(made.id, &name)?;
+    let extents = content.extents()?;
+    let length: u64 = extents.iter().map(|extent| extent.length).sum();
+    holds(length < 2 * MIB, "extents of 1 to 2 MiB", || {
+        format!("they are {extents:?}")
+    })?;
+    refused!(
+        "the same name",
+        begin(&name),
+        PoolError::SnapshotThere { .. }
+    )?;
+    reads(&*pool, made.id, 100, b"volume")?;
+    revert(&*pool, made.id, &name)?;
+    reads(&*pool, made.id, 200 * MIB, &data)
 }
 
 pub(super) fn a_volume_with_snapshots_is_one_volume(bench: &Bench) -> Verdict {
@@ -223,7 +377,8 @@ pub(super) fn a_snapshot_is_not_taken_twice(bench: &Bench) -> Verdict {
     let (made, taken) = with_history(&*pool, &["once"])?;
     write(&*pool, made.id, b"later", 100)?;
     for name in &taken {
-        let again = snapshots(&*pool)?.take_snapshot(made.id, name, None, &mut |_, _| {});
+        let now = Timestamp::now();
+        let again = snapshots(&*pool)?.take_snapshot(made.id, name, now, None, &mut |_, _| {});
         refused!("taking it again", again, PoolError::SnapshotThere { .. })?;
         snapshot_reads(&*pool, made.id, name, 100, b"once")?;
     }
@@ -354,7 +509,7 @@ pub(super) fn snapshots_of_what_is_missing_are_refused(bench: &Bench) -> Verdict
     let power = snapshots(&*pool)?;
     let (made, taken) = with_history(&*pool, &["there"])?;
     let missing = a_name("missing");
-    let silent = &mut |_, _| {};
+    let (silent, now) = (&mut |_, _| {}, Timestamp::now());
     let draft = description(Bytes::from_mib(1));
     let begun = pool.draft(&draft)?;
     for id in [VolumeId::random(), draft.id] {
@@ -362,10 +517,11 @@ pub(super) fn snapshots_of_what_is_missing_are_refused(bench: &Bench) -> Verdict
             ("listing", power.snapshots(id).err()),
             (
                 "taking",
-                power.take_snapshot(id, &missing, None, silent).err(),
+                power.take_snapshot(id, &missing, now, None, silent).err(),
             ),
             ("reverting to", power.revert(id, &taken[0], silent).err()),
             ("reading", power.snapshot_content(id, &taken[0]).err()),
+            ("opening", power.open_snapshot(id, &taken[0]).err()),
         ] {
             let result = error.map_or(Ok(()), Err);
             refused!(
@@ -382,6 +538,7 @@ pub(super) fn snapshots_of_what_is_missing_are_refused(bench: &Bench) -> Verdict
             power.revert(made.id, &missing, silent).err(),
         ),
         ("reading", power.snapshot_content(made.id, &missing).err()),
+        ("opening", power.open_snapshot(made.id, &missing).err()),
     ] {
         let result = error.map_or(Ok(()), Err);
         refused!(

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sistemo_host::Changed;
-use sistemo_model::{Access, Bytes, VolumeId};
+use sistemo_model::{Access, Bytes, Timestamp, VolumeId};
 use sistemo_pools::{Cost, Description, Found, Pool, PoolError};
 
 use super::clones::{clone_of, clones, now};
@@ -245,7 +245,7 @@ pub(super) fn a_full_pool_does_what_is_asked_or_stays_as_it_is(bench: &Bench) ->
         }
 
         if let Some(snapshots) = pool.snapshots() {
-            let taken = snapshots.take_snapshot(id, &name, None, silent);
+            let taken = snapshots.take_snapshot(id, &name, Timestamp::now(), None, silent);
             let taken = done_or_full("taking a snapshot", taken)?;
             let listed = snapshots.snapshots(id)?.len();
             equal("the snapshots", listed, usize::from(taken == Changed::Yes))?;
@@ -334,7 +334,13 @@ pub(super) fn a_copy_that_finds_no_space_leaves_nothing(bench: &Bench) -> Verdic
         equal("what is found of it", pool.find(new.id)?, None)?;
         is_alone(&*pool, &ballast)?;
         if let Some(snapshots) = pool.snapshots() {
-            let taken = snapshots.take_snapshot(ballast.id(), &a_name("copy"), None, silent);
+            let taken = snapshots.take_snapshot(
+                ballast.id(),
+                &a_name("copy"),
+                Timestamp::now(),
+                None,
+                silent,
+            );
             refused!("taking a snapshot", taken, PoolError::Full { .. })?;
             let listed = snapshots.snapshots(ballast.id())?;
             equal("the snapshots", listed, vec![])?;

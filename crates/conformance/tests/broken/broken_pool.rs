@@ -13,8 +13,8 @@ use sistemo_host::sparse::{CopyPath, Extent};
 use sistemo_model::{Access, Bytes, Filesystem, PoolName, Role, SnapshotName, Timestamp, VolumeId};
 use sistemo_pools::{
     Clones, Content, Cost, Description, Draft, Facts, FilePool, FirstUse, Flaw, Format, Found,
-    LiveDisk, Location, Origin, OwnFilesystem, Pool, PoolError, Progress, Snapshot, Snapshots,
-    Usage, Way,
+    LiveCopies, LiveDisk, Location, Origin, OwnFilesystem, Pool, PoolError, Progress, Sharing,
+    Snapshot, Snapshots, Usage, Way,
 };
 
 /// How a pool is broken.
@@ -35,6 +35,7 @@ pub(crate) enum Fault {
     ThirdSnapshotIsEmpty,
     FullIsUntold,
     CommitsInSteps,
+    SnapshotForgetsItsTime,
 }
 
 #[derive(Debug)]
@@ -252,6 +253,19 @@ impl Pool for BrokenPool {
         self.inner.verify(id, recorded)
     }
 
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        self.inner.examine(id, recorded, progress)
+    }
+
+    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        Ok(None)
+    }
+
     fn clones(&self) -> Option<&dyn Clones> {
         self.has_powers().then_some(self as &dyn Clones)
     }
@@ -310,13 +324,16 @@ impl Snapshots for BrokenPool {
                 alone: None,
             }
         };
-        Ok(files.map(snapshot).collect())
+        let mut snapshots: Vec<_> = files.map(snapshot).collect();
+        snapshots.sort_by_key(|snapshot| snapshot.created);
+        Ok(snapshots)
     }
 
     fn take_snapshot(
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         _disk: Option<&mut dyn LiveDisk>,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
@@ -338,6 +355,10 @@ impl Snapshots for BrokenPool {
         let length = copy(&data, &path);
         if self.is(Fault::ThirdSnapshotIsEmpty) && files.len() == 2 {
             File::create(&path).unwrap().set_len(length).unwrap();
+        }
+        if !self.is(Fault::SnapshotForgetsItsTime) {
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(created.into()).unwrap();
         }
         Ok(Way::Copied)
     }
@@ -385,6 +406,19 @@ impl Snapshots for BrokenPool {
             pool: self.name().clone(),
             volume,
         }))
+    }
+
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError> {
+        let path = self.snapshot_file(volume, snapshot)?;
+        Ok(Some(Location::RawFile(path)))
+    }
+
+    fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
     }
 }
 

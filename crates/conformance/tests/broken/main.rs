@@ -126,6 +126,15 @@ fn a_verify_that_finds_nothing_is_found() {
 }
 
 #[test]
+fn a_snapshot_that_forgets_the_time_it_was_given_is_found() {
+    let failure = finds(
+        "a_snapshot_has_the_time_it_was_given",
+        &bench(Fault::SnapshotForgetsItsTime),
+    );
+    assert!(failure.expected.contains("86400"), "{failure}");
+}
+
+#[test]
 fn a_list_of_snapshots_that_lies_is_found() {
     let failure = finds(
         "a_volume_with_snapshots_is_one_volume",

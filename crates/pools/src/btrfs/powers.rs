@@ -14,7 +14,9 @@ use super::subvolume::{self, Kept};
 use super::workplace::Workplace;
 use super::{BtrfsPool, Data, Stat, names};
 use crate::content::RawContent;
-use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
+use crate::contract::{
+    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Progress, Snapshot, Snapshots, Way,
+};
 use crate::{Content, Description, Pool, PoolError, place};
 
 impl BtrfsPool {
@@ -88,19 +90,23 @@ impl BtrfsPool {
         made
     }
 
-    /// Records that a snapshot is taken now; durable together with the snapshot.
-    fn stamp(&self, volume: VolumeId, snapshot: &SnapshotName) -> Result<(), FileError> {
+    /// Records when a snapshot is taken; durable together with the snapshot.
+    fn stamp(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+        created: Timestamp,
+    ) -> Result<(), FileError> {
         let name = names::taken(volume, snapshot);
         let file = self.directory.file(&name, Open::CreateOrOpen)?;
-        let now = Timestamp::now();
         let times = Timestamps {
             last_access: Timespec {
                 tv_sec: 0,
                 tv_nsec: UTIME_OMIT,
             },
             last_modification: Timespec {
-                tv_sec: now.as_second(),
-                tv_nsec: now.subsec_nanosecond().into(),
+                tv_sec: created.as_second(),
+                tv_nsec: created.subsec_nanosecond().into(),
             },
         };
         rustix::fs::futimens(&file, &times).map_err(|error| {
@@ -190,6 +196,7 @@ impl Snapshots for BtrfsPool {
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         _disk: Option<&mut dyn LiveDisk>,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
@@ -206,7 +213,8 @@ impl Snapshots for BtrfsPool {
             });
         }
         let target = self.directory.path_of(&snapshot);
-        let taken = self.stamp(volume, name).map_err(failed).and_then(|()| {
+        let stamped = self.stamp(volume, name, created).map_err(failed);
+        let taken = stamped.and_then(|()| {
             workplace.run(ACTION, |lock| {
                 subvolume::snapshot(lock, directory.path(), &target, Kept::ReadOnly)
             })
@@ -311,5 +319,19 @@ impl Snapshots for BtrfsPool {
             size: stat.size,
             access: Access::ReadOnly,
         }))
+    }
+
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError> {
+        let (directory, _) = self.snapshot_data(volume, snapshot)?;
+        let path = directory.path_of(names::DATA);
+        Ok(Some(Location::RawFile(path)))
+    }
+
+    fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
     }
 }

@@ -23,13 +23,15 @@
 //!   that another is working on may be past.
 //! - **Space.** Volumes are thin: a pool may hold more virtual bytes than it has room for, and a
 //!   write may find it full.
-//! - **Reading the data.** [`Pool::verify`] looks at what a volume is made of, not at every block.
+//! - **Reading the data.** [`Pool::verify`] looks at what a volume is made of, not at every block;
+//!   [`Pool::examine`] looks at those.
 //!
 //! What not every pool can do is a power of its own: see [`Clones`], [`Snapshots`],
 //! [`OwnFilesystem`].
 
 mod powers;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -37,11 +39,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_host::sparse::CopyPath;
-use sistemo_model::{Access, Bytes, PoolName, VolumeId};
+use sistemo_model::{Access, Bytes, PoolName, SnapshotName, VolumeId};
 
 pub use self::powers::{
-    Clones, Cost, LiveDisk, LiveDiskError, Origin, OwnFilesystem, Progress, Snapshot, Snapshots,
-    Way,
+    Clones, Cost, LiveCopies, LiveDisk, LiveDiskError, Origin, OwnFilesystem, Progress, Snapshot,
+    SnapshotDraft, Snapshots, Way,
 };
 
 use crate::{Content, Description, PoolError};
@@ -164,6 +166,26 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// Where the pool cannot be read.
     fn verify(&self, id: VolumeId, recorded: Bytes) -> Result<Vec<Flaw>, PoolError>;
 
+    /// Looks for damage as [`Pool::verify`] does, in the volume's snapshots too, and besides reads
+    /// all their data, which takes as long as that does. Changes nothing. The volume is in
+    /// nobody's use.
+    ///
+    /// # Errors
+    /// Where the pool cannot be read; data that cannot be is a flaw.
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError>;
+
+    /// How much of the space that a volume lies in others use too; `None` where the pool cannot
+    /// tell. Takes a look at each of the volume's extents: too long for a list of volumes.
+    ///
+    /// # Errors
+    /// Where the pool cannot be read.
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError>;
+
     /// Its power to make volumes from volumes, where it has it.
     fn clones(&self) -> Option<&dyn Clones>;
 
@@ -260,6 +282,20 @@ pub struct Facts {
     pub used: Bytes,
     /// How its data is laid out.
     pub format: Format,
+}
+
+/// The space that a volume lies in, by who uses it.
+///
+/// What was written a moment ago, and what others have just removed, may not be told of yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// What snapshots or other volumes use too, its own and theirs. That others took it first
+    /// makes no difference, so it may be more than [`Facts::used`].
+    pub shared: Bytes,
+    /// What nobody else uses: it would be free if the volume were not, but its snapshots were.
+    pub alone: Bytes,
+    /// What each of its snapshots uses alone.
+    pub snapshots: BTreeMap<SnapshotName, Bytes>,
 }
 
 /// How a volume's data is laid out on disk.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sistemo_host::Changed;
 use sistemo_model::{Bytes, SnapshotName, Timestamp, VolumeId};
 
-use crate::{Content, Description, PoolError};
+use crate::{Content, Description, Location, PoolError};
 
 /// What a power costs in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -134,7 +134,8 @@ pub trait Snapshots {
     /// Where the pool cannot be read.
     fn snapshots(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError>;
 
-    /// Keeps a volume as it is now. `disk` is where a machine uses it meanwhile.
+    /// Keeps a volume as it is now. `created` is recorded as the time of the snapshot, to the
+    /// second at least; `disk` is where a machine uses it meanwhile.
     ///
     /// A crash leaves the snapshot or none; something that takes space may stay, which the next
     /// operation that changes the volume removes.
@@ -146,6 +147,7 @@ pub trait Snapshots {
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         disk: Option<&mut dyn LiveDisk>,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError>;
@@ -187,6 +189,62 @@ pub trait Snapshots {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Box<dyn Content>, PoolError>;
+
+    /// Where a program can read a snapshot, of which it must write nothing; `None` where only
+    /// [`Snapshots::snapshot_content`] can.
+    ///
+    /// It is there for as long as the caller holds the volume's lock and changes neither the
+    /// volume nor its snapshots: any such change may take away what lies beneath.
+    ///
+    /// # Errors
+    /// As [`Snapshots::snapshot_content`].
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError>;
+
+    /// Its power to have snapshots of running machines' volumes written by their VMMs, where it
+    /// has it: where a snapshot is a copy.
+    fn live_copies(&self) -> Option<&dyn LiveCopies>;
+}
+
+/// Has the VMM of a running machine write the copy that a snapshot is, so that the machine need
+/// not be held meanwhile.
+pub trait LiveCopies {
+    /// Begins a snapshot of a volume that has `size` bytes, taken at `created`: all of its size
+    /// reads as zeros, and no space is taken yet. It comes to exist with
+    /// [`SnapshotDraft::commit`].
+    ///
+    /// A crash leaves something that takes space, which the next operation that changes the
+    /// volume removes, also where the VMM still writes to it.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotThere`], [`PoolError::BadSize`], [`PoolError::TooLarge`],
+    /// [`PoolError::Full`].
+    fn draft_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+        created: Timestamp,
+        size: Bytes,
+    ) -> Result<Box<dyn SnapshotDraft + '_>, PoolError>;
+}
+
+/// A snapshot that does not exist yet. Dropped, it leaves nothing.
+pub trait SnapshotDraft: Send + fmt::Debug {
+    /// A raw file of the snapshot's size, into which the VMM writes what the volume holds and
+    /// which it must not replace. What is not written stays a hole.
+    fn raw_path(&self) -> &Path;
+
+    /// Makes the snapshot exist, durably, with all that was written. The VMM is done with it.
+    ///
+    /// A crash leaves the snapshot or none, as [`Snapshots::take_snapshot`] says.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotThere`]; [`PoolError::Damaged`] where the file is not what it was to
+    /// be; and where the pool cannot be written. Nothing is left then.
+    fn commit(self: Box<Self>) -> Result<(), PoolError>;
 }
 
 /// The disk of a running machine, as a driver may ask its VMM to treat it.

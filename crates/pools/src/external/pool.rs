@@ -24,12 +24,13 @@ use super::protocol::{
 };
 use crate::config::PoolConfig;
 use crate::contract::{
-    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+    Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Progress, Sharing,
+    Snapshots, Usage,
 };
 use crate::error::Subject;
 use crate::file::FilePool;
 use crate::marker::{self, FirstUse};
-use crate::{Content, Description, PoolError};
+use crate::{Content, Description, PoolError, examination};
 
 /// A pool of an external driver.
 ///
@@ -716,6 +717,19 @@ impl Pool for ExternalPool {
         let told = seen.flaws.into_iter();
         flaws.extend(told.map(|reason| Flaw::Unreadable { reason }));
         Ok(flaws)
+    }
+
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        examination::examine(self, id, recorded, progress)
+    }
+
+    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        Ok(None)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

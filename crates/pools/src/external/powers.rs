@@ -8,9 +8,12 @@ use super::fault::DriverFault;
 use super::pool::ExternalPool;
 use super::protocol::{ChangedAnswer, LocationAnswer, Operation, SnapshotsAnswer, WayAnswer};
 use crate::contract::{
-    Clones, Cost, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
+    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
 };
 use crate::{Content, Description, PoolError, place};
+
+/// The word of the protocol for making a snapshot reachable.
+const OPEN: &str = "open-snapshot";
 
 impl ExternalPool {
     /// The snapshot of that name.
@@ -47,6 +50,27 @@ impl ExternalPool {
         }
         known.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         Ok(known)
+    }
+
+    /// Asks where a snapshot can be read.
+    fn reach_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Location, PoolError> {
+        let operation = Operation::OpenSnapshot {
+            volume,
+            snapshot: snapshot.clone(),
+        };
+        let LocationAnswer { location } = match self.ask(operation) {
+            Err(error @ PoolError::NoSuchSnapshot { .. }) => {
+                self.volume(volume)?;
+                return Err(error);
+            }
+            other => other?,
+        };
+        self.check_path(OPEN, &location.path)?;
+        Ok(location.into())
     }
 
     fn size_of(&self, origin: Origin<'_>) -> Result<Bytes, PoolError> {
@@ -135,6 +159,7 @@ impl Snapshots for ExternalPool {
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         disk: Option<&mut dyn LiveDisk>,
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
@@ -142,7 +167,7 @@ impl Snapshots for ExternalPool {
         let operation = Operation::Snapshot {
             volume,
             snapshot: name.clone(),
-            created: Timestamp::now(),
+            created,
         };
         // The protocol has no words for a VMM that must write elsewhere from now on.
         if disk.is_some() && matches!(seen.location(), Location::Qcow2File(_)) {
@@ -193,20 +218,24 @@ impl Snapshots for ExternalPool {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Box<dyn Content>, PoolError> {
-        let operation = Operation::OpenSnapshot {
-            volume,
-            snapshot: snapshot.clone(),
-        };
-        let word = operation.word();
-        let LocationAnswer { location } = match self.ask(operation) {
-            Err(error @ PoolError::NoSuchSnapshot { .. }) => {
-                self.volume(volume)?;
-                return Err(error);
-            }
-            other => other?,
-        };
-        self.check_path(word, &location.path)?;
+        let location = self.reach_snapshot(volume, snapshot)?;
         let wanted = self.wanted(volume, Access::ReadOnly);
-        content::content_of(&location.into(), &wanted).map_err(|fault| self.failed(word, fault))
+        content::content_of(&location, &wanted).map_err(|fault| self.failed(OPEN, fault))
+    }
+
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError> {
+        let location = self.reach_snapshot(volume, snapshot)?;
+        // What is there is what it is said to be.
+        content::size_of(&location, &self.wanted(volume, Access::ReadOnly))
+            .map_err(|fault| self.failed(OPEN, fault))?;
+        Ok(Some(location))
+    }
+
+    fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
     }
 }

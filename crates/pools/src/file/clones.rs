@@ -19,11 +19,11 @@ impl Clones for FilePool {
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
         let source = match origin.snapshot {
-            Some(snapshot) => self.open_snapshot(origin.volume, snapshot)?,
+            Some(snapshot) => self.open_kept(origin.volume, snapshot)?,
             None => self.open_data(origin.volume, Access::ReadOnly)?,
         };
         let mut draft: Box<FileDraft<'_>> = Box::new(self.begin(new)?);
-        let way = draft.share(&source.file, self.sharing, progress)?;
+        let way = draft.share(&source.file, self.copying, progress)?;
         draft.commit()?;
         Ok(way)
     }

@@ -8,7 +8,7 @@ use sistemo_host::directory::{FileError, Open};
 use sistemo_host::sparse::{self, CopyPath};
 use sistemo_model::{Access, Bytes};
 
-use super::sharing::{self, Sharing};
+use super::sharing::{self, Copying};
 use super::{FilePool, names};
 use crate::content::RawContent;
 use crate::contract::{Progress, Way};
@@ -86,7 +86,7 @@ impl<'a> FileDraft<'a> {
     pub(super) fn share(
         &mut self,
         source: &File,
-        sharing: Sharing,
+        copying: Copying,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
         let failed = |error: io::Error| {
@@ -97,7 +97,7 @@ impl<'a> FileDraft<'a> {
         place::check_fits(self.subject(), self.description.size, length)?;
         self.set_length(Bytes::new(0))?;
         let target = &self.content.file;
-        let way = sharing::share(source, target, sharing, progress).map_err(failed)?;
+        let way = sharing::share(source, target, copying, progress).map_err(failed)?;
         self.set_length(self.description.size)?;
         Ok(way)
     }

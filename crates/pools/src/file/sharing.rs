@@ -25,20 +25,20 @@ use crate::{PoolError, marker};
 /// would say yes to sharing nothing.
 const SAMPLE: [u8; 4096] = [1; 4096];
 
-/// What is done where the filesystem cannot share data.
+/// When data is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
-    /// The data is copied, without its holes.
-    WherePossible,
-    /// Nothing: the operation fails.
-    Always,
+pub(super) enum Copying {
+    /// Where the filesystem cannot share it; the holes are left out.
+    WhereNotShared,
+    /// The operation fails instead.
+    Never,
 }
 
 impl FilePool {
     /// What clones and snapshots cost here. Found out once, by a try; where that fails for
     /// another reason, nothing is promised this time.
     pub(super) fn cost(&self) -> Cost {
-        if self.sharing == Sharing::Always {
+        if self.copying == Copying::Never {
             return Cost::Instant;
         }
         if let Some(cost) = self.cost.get() {
@@ -61,17 +61,17 @@ impl FilePool {
 pub(super) fn share(
     source: &File,
     target: &File,
-    sharing: Sharing,
+    copying: Copying,
     progress: Progress<'_>,
 ) -> io::Result<Way> {
     if sparse::reflink(source, target)? {
         return Ok(Way::Reflink);
     }
-    match sharing {
-        Sharing::Always => Err(io::Error::other(
+    match copying {
+        Copying::Never => Err(io::Error::other(
             "the filesystem cannot share the data of these files",
         )),
-        Sharing::WherePossible => {
+        Copying::WhereNotShared => {
             sparse::copy_data(source, target, progress)?;
             Ok(Way::Copied)
         }

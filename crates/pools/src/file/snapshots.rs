@@ -14,21 +14,22 @@ use sistemo_host::system;
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
 
 use super::names::{self, Kind};
-use super::sharing::{self, Sharing};
+use super::sharing::{self, Copying};
 use super::{Data, FilePool};
 use crate::content::RawContent;
-use crate::contract::{Cost, LiveDisk, Progress, Snapshot, Snapshots, Way};
+use crate::contract::{Cost, LiveCopies, LiveDisk, Location, Progress, Snapshot, Snapshots, Way};
 use crate::{Content, PoolError};
 
 /// A file that comes to be under a name of its own; removed when this is dropped before it was
 /// renamed.
-struct Unfinished<'a> {
+#[derive(Debug)]
+pub(super) struct Unfinished<'a> {
     pool: &'a FilePool,
     name: Option<String>,
 }
 
 impl Unfinished<'_> {
-    fn renamed(mut self) {
+    pub(super) fn renamed(mut self) {
         self.name = None;
     }
 }
@@ -58,7 +59,22 @@ impl FilePool {
         Ok(None)
     }
 
-    pub(super) fn open_snapshot(
+    pub(super) fn check_no_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+    ) -> Result<(), PoolError> {
+        if self.snapshot_name(volume, name)?.is_none() {
+            return Ok(());
+        }
+        Err(PoolError::SnapshotThere {
+            pool: self.name.clone(),
+            volume,
+            snapshot: name.clone(),
+        })
+    }
+
+    pub(super) fn open_kept(
         &self,
         volume: VolumeId,
         snapshot: &SnapshotName,
@@ -138,7 +154,7 @@ impl FilePool {
         Ok(changed)
     }
 
-    fn unfinished(
+    pub(super) fn unfinished(
         &self,
         volume: VolumeId,
         name: String,
@@ -164,7 +180,7 @@ impl FilePool {
     }
 
     /// Gives a snapshot's file its time and takes away the right to write to it.
-    fn seal(target: &RawContent, taken: Timestamp) -> Result<(), FileError> {
+    pub(super) fn seal(target: &RawContent, taken: Timestamp) -> Result<(), FileError> {
         let time = Timespec {
             tv_sec: taken.as_second(),
             tv_nsec: taken.subsec_nanosecond().into(),
@@ -183,11 +199,11 @@ impl FilePool {
         &self,
         source: &RawContent,
         target: &RawContent,
-        sharing: Sharing,
+        copying: Copying,
         action: &'static str,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
-        sharing::share(&source.file, &target.file, sharing, progress).map_err(|error| {
+        sharing::share(&source.file, &target.file, copying, progress).map_err(|error| {
             let error = FileError::new("fill", &target.path, error);
             self.subject(source.volume).failed(action, error)
         })
@@ -222,32 +238,26 @@ impl Snapshots for FilePool {
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         disk: Option<&mut dyn LiveDisk>,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
         const ACTION: &str = "snapshot";
         let (data, _) = self.data(volume)?;
-        if self.snapshot_name(volume, name)?.is_some() {
-            return Err(PoolError::SnapshotThere {
-                pool: self.name.clone(),
-                volume,
-                snapshot: name.clone(),
-            });
-        }
+        self.check_no_snapshot(volume, name)?;
         // Who was told that a snapshot is instant lets the machine go on writing: a copy would
         // then be of no one instant.
-        let sharing = match disk {
-            Some(_) if self.cost() == Cost::Instant => Sharing::Always,
-            _ => self.sharing,
+        let copying = match disk {
+            Some(_) if self.cost() == Cost::Instant => Copying::Never,
+            _ => self.copying,
         };
         let _ = self.sweep(volume, ACTION)?;
         let source = self.open_file(volume, &data, Access::ReadOnly)?;
         let file = names::snapshot(volume, name, &data);
         let draft = names::snapshot_draft(&file);
         let (unfinished, target) = self.unfinished(volume, draft.clone(), ACTION)?;
-        let taken = Timestamp::now();
-        let way = self.shared(&source, &target, sharing, ACTION, progress)?;
-        FilePool::seal(&target, taken)
+        let way = self.shared(&source, &target, copying, ACTION, progress)?;
+        FilePool::seal(&target, created)
             .and_then(|()| self.publish(&draft, &file))
             .map_err(|source| self.subject(volume).failed(ACTION, source))?;
         unfinished.renamed();
@@ -262,7 +272,7 @@ impl Snapshots for FilePool {
     ) -> Result<Way, PoolError> {
         const ACTION: &str = "revert";
         let failed = |source| self.subject(volume).failed(ACTION, source);
-        let source = self.open_snapshot(volume, snapshot)?;
+        let source = self.open_kept(volume, snapshot)?;
         let mut description = self.read_description(volume)?;
         let data = match self.locate(volume)? {
             Data::File { name, .. } => name,
@@ -273,7 +283,7 @@ impl Snapshots for FilePool {
         let _ = self.sweep(volume, ACTION)?;
         let replacement = names::replacement(&data);
         let (unfinished, target) = self.unfinished(volume, replacement.clone(), ACTION)?;
-        let way = self.shared(&source, &target, self.sharing, ACTION, progress)?;
+        let way = self.shared(&source, &target, self.copying, ACTION, progress)?;
         directory::flush(&target.path, &target.file).map_err(failed)?;
         // Written before anything is renamed: a pool that is full then refuses in time.
         let described = if description.size == source.size {
@@ -323,6 +333,19 @@ impl Snapshots for FilePool {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Box<dyn Content>, PoolError> {
-        Ok(Box::new(self.open_snapshot(volume, snapshot)?))
+        Ok(Box::new(self.open_kept(volume, snapshot)?))
+    }
+
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError> {
+        let kept = self.open_kept(volume, snapshot)?;
+        Ok(Some(Location::RawFile(kept.path)))
+    }
+
+    fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        (self.cost() == Cost::Copy).then_some(self as &dyn LiveCopies)
     }
 }

@@ -10,7 +10,8 @@ use sistemo_model::{Access, Bytes, CatalogueId, PoolName, VolumeId};
 
 use super::Room;
 use crate::contract::{
-    Clones, Draft, Facts, Flaw, Found, Location, OwnFilesystem, Pool, Snapshots, Usage,
+    Clones, Draft, Facts, Flaw, Found, Location, OwnFilesystem, Pool, Progress, Sharing, Snapshots,
+    Usage,
 };
 use crate::{Content, Description, PoolError, marker};
 
@@ -114,6 +115,19 @@ impl Pool for LoopBackedPool {
 
     fn verify(&self, id: VolumeId, recorded: Bytes) -> Result<Vec<Flaw>, PoolError> {
         self.inner.verify(id, recorded)
+    }
+
+    fn examine(
+        &self,
+        id: VolumeId,
+        recorded: Bytes,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Flaw>, PoolError> {
+        self.inner.examine(id, recorded, progress)
+    }
+
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        self.inner.sharing(id)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -9,7 +9,9 @@ use super::chain::{self, Chain};
 use super::format::Fault;
 use super::image::{Image, ImageError, Summary};
 use super::{Files, Looked, Qcow2Pool, names};
-use crate::contract::{Clones, Cost, LiveDisk, Origin, Progress, Snapshot, Snapshots, Way};
+use crate::contract::{
+    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Progress, Snapshot, Snapshots, Way,
+};
 use crate::{Content, Description, LiveDiskError, PoolError, place};
 
 /// What new files are to lie over, and what has to be frozen first.
@@ -323,6 +325,7 @@ impl Snapshots for Qcow2Pool {
         &self,
         volume: VolumeId,
         name: &SnapshotName,
+        created: Timestamp,
         mut disk: Option<&mut dyn LiveDisk>,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
@@ -364,8 +367,8 @@ impl Snapshots for Qcow2Pool {
             }
             _ => {}
         }
-        let (layer, taken) = (base.layer.as_deref(), Some(Timestamp::now()));
-        self.overlay(volume, &file, size, layer, taken)?;
+        let layer = base.layer.as_deref();
+        self.overlay(volume, &file, size, layer, Some(created))?;
         if let Some(data) = &base.freeze {
             let switched = self.flush(volume, "freeze").and_then(|()| match disk {
                 Some(disk) => self.switch(volume, data, &next, disk),
@@ -442,5 +445,19 @@ impl Snapshots for Qcow2Pool {
         let chain = Chain::open(&self.directory, &name, None)
             .map_err(|error| self.subject(volume).image("open a snapshot of", error))?;
         Ok(Box::new(self.content_of(volume, chain, Access::ReadOnly)))
+    }
+
+    fn open_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<Option<Location>, PoolError> {
+        self.look_at_snapshot(volume, snapshot)?;
+        let path = self.path_of(&names::snapshot(volume, snapshot));
+        Ok(Some(Location::Qcow2File(path)))
+    }
+
+    fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
     }
 }

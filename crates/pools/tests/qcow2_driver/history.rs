@@ -4,7 +4,7 @@ use std::thread;
 
 use sistemo_host::Changed;
 use sistemo_host::sparse::Extent;
-use sistemo_model::{Access, Bytes, VolumeId};
+use sistemo_model::{Access, Bytes, Timestamp, VolumeId};
 use sistemo_pools::{Found, Origin, Pool, PoolError};
 
 use crate::scene::{MIB, description, name, open, run, scene, text};
@@ -177,7 +177,7 @@ fn the_errors_of_snapshots_say_what_is_missing_or_there() {
     scene.snapshot(made.id, "a");
     let snapshots = scene.pool.snapshots().unwrap();
     let error = snapshots
-        .take_snapshot(made.id, &name("a"), None, &mut |_, _| {})
+        .take_snapshot(made.id, &name("a"), Timestamp::now(), None, &mut |_, _| {})
         .unwrap_err();
     assert!(matches!(error, PoolError::SnapshotThere { .. }), "{error}");
     let error = snapshots
@@ -188,7 +188,7 @@ fn the_errors_of_snapshots_say_what_is_missing_or_there() {
     for error in [
         snapshots.snapshots(missing).unwrap_err(),
         snapshots
-            .take_snapshot(missing, &name("a"), None, &mut |_, _| {})
+            .take_snapshot(missing, &name("a"), Timestamp::now(), None, &mut |_, _| {})
             .unwrap_err(),
         snapshots
             .revert(missing, &name("a"), &mut |_, _| {})
@@ -253,7 +253,7 @@ fn two_volumes_with_common_layers_are_worked_on_at_once() {
                     drop(content);
                     let now = name(&format!("s{round}"));
                     snapshots
-                        .take_snapshot(made.id, &now, None, &mut |_, _| {})
+                        .take_snapshot(made.id, &now, Timestamp::now(), None, &mut |_, _| {})
                         .unwrap();
                     if round % 3 != 0 {
                         let _ = snapshots.delete_snapshot(made.id, &now).unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sistemo_host::Changed;
 use sistemo_host::program::{Program, Running};
-use sistemo_model::{Access, Bytes, CatalogueId, VolumeId};
+use sistemo_model::{Access, Bytes, CatalogueId, Timestamp, VolumeId};
 use sistemo_pools::{Found, Origin, Pool, PoolError, Qcow2Pool};
 
 use crate::scene::{description, name, open, read, scene};
@@ -59,7 +59,7 @@ fn work_until_killed() {
         note("made", made.id);
         let first = name("first");
         snapshots
-            .take_snapshot(made.id, &first, None, &mut |_, _| {})
+            .take_snapshot(made.id, &first, Timestamp::now(), None, &mut |_, _| {})
             .unwrap();
         note("snapshot", made.id);
         mark(&pool, made.id, 2);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sistemo_host::Changed;
 use sistemo_host::lock::take_record_lock;
 use sistemo_host::program::{Program, Running};
-use sistemo_model::Bytes;
+use sistemo_model::{Bytes, Timestamp};
 use sistemo_pools::{LiveDisk, LiveDiskError, Pool, PoolError};
 use sistemo_testkit::{Requirement, met};
 
@@ -128,7 +128,13 @@ impl Scene {
     ) -> Result<(), PoolError> {
         let snapshots = self.pool.snapshots().unwrap();
         snapshots
-            .take_snapshot(id, &name(snapshot), Some(vmm), &mut |_, _| {})
+            .take_snapshot(
+                id,
+                &name(snapshot),
+                Timestamp::now(),
+                Some(vmm),
+                &mut |_, _| {},
+            )
             .map(|_| ())
     }
 }

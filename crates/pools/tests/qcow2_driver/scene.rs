@@ -84,7 +84,7 @@ impl Scene {
     pub(crate) fn snapshot(&self, id: VolumeId, snapshot: &str) {
         let snapshots = self.pool.snapshots().unwrap();
         let way = snapshots
-            .take_snapshot(id, &name(snapshot), None, &mut |_, _| {})
+            .take_snapshot(id, &name(snapshot), Timestamp::now(), None, &mut |_, _| {})
             .unwrap();
         assert_eq!(way, Way::Overlay);
     }
