@@ -29,6 +29,9 @@ pub enum Action {
     Write(&'static str),
     /// Waits until a disk has another size, then does as [`Action::Disks`].
     WaitUntilGrown(&'static str),
+    /// Answers as a guest agent from now on: freezes and thaws what is mounted on /mnt, and prints
+    /// `agent: frozen` and `agent: thawed`.
+    Agent,
     /// Prints `count 1`, `count 2`, … ten times a second, for ever.
     Count,
     /// Waits until the power button is pressed.
@@ -53,6 +56,7 @@ impl Action {
             Action::Fill(disk) => format!("fill:{disk}"),
             Action::Write(disk) => format!("write:{disk}"),
             Action::WaitUntilGrown(disk) => format!("grown:{disk}"),
+            Action::Agent => "agent".into(),
             Action::Count => "count".into(),
             Action::WaitForButton => "button".into(),
             Action::Shell(line) => format!("shell:{line}"),

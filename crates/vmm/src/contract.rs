@@ -205,6 +205,13 @@ pub trait Vmm: fmt::Debug + Send + Sync {
     /// As [`Vmm::connect`].
     fn follow(&self, runtime: &Path) -> Result<Box<dyn Control>, VmmError>;
 
+    /// Connects to the agent in a running machine's guest, such as qemu-ga(8); `None` where none
+    /// listens, which takes no time to find out. One client has its turn at a time.
+    ///
+    /// # Errors
+    /// As [`Vmm::connect`], and [`VmmError::AgentSilent`] where one listens and does not answer.
+    fn guest_agent(&self, runtime: &Path) -> Result<Option<Box<dyn GuestAgent>>, VmmError>;
+
     /// How the last run ended, as far as the VMM left word of it; `None` where it left none,
     /// being killed, gone with the host, still running, or never started.
     ///
@@ -319,6 +326,91 @@ pub trait Control: fmt::Debug + Send {
         position: u8,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), VmmError>;
+
+    /// Brings to the host's disk what the VMM has written to the file of the disk in place
+    /// `position`. The guest runs on, and what it writes meanwhile may be left out.
+    ///
+    /// Nothing depends on it: it takes out of a pause what that would otherwise wait for.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDisk`], [`VmmError::File`], and those of [`Control::status`].
+    fn flush_disk(&mut self, position: u8) -> Result<(), VmmError>;
+
+    /// Opens the targets of copies that [`Control::start_copies`] is to start. What an earlier
+    /// client left of copies of the same disks is ended.
+    ///
+    /// A crash leaves targets open; [`Control::end_copies`] lets go of them.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDisk`], [`VmmError::Flattening`], and those of [`Control::status`], such as
+    /// for a target that cannot be opened.
+    fn prepare_copies(&mut self, copies: &[DiskCopy]) -> Result<(), VmmError>;
+
+    /// Starts to copy prepared disks, all as they are at one and the same instant, whatever the
+    /// guest writes from then on. The machine may run or be paused; the copies go on without this
+    /// client, while others give commands, and end with the VMM.
+    ///
+    /// A guest's write waits until what it overwrites is copied. Where the target has no room for
+    /// that, the machine is paused as at a full disk; once the copies are ended it can be let go.
+    ///
+    /// # Errors
+    /// Those of [`Control::status`]; no copy is started then.
+    fn start_copies(&mut self, positions: &[u8]) -> Result<(), VmmError>;
+
+    /// How far the copies of these disks are.
+    ///
+    /// # Errors
+    /// [`VmmError::Copy`] where one failed, and those of [`Control::status`].
+    fn copies(&mut self, positions: &[u8]) -> Result<CopyProgress, VmmError>;
+
+    /// Ends the copies of these disks, complete or not, and lets go of their targets. Where there
+    /// are none that is no error.
+    ///
+    /// # Errors
+    /// Those of [`Control::status`].
+    fn end_copies(&mut self, positions: &[u8]) -> Result<(), VmmError>;
+}
+
+/// A program in the guest that does what only the guest itself can.
+///
+/// The guest must run for it to answer. What it was asked and did not answer in time it may still
+/// do later: whoever gave up on a freeze must thaw, until that is answered.
+pub trait GuestAgent: fmt::Debug + Send {
+    /// Freezes the guest's filesystems: all that was written is on its disks, they are clean, and
+    /// whoever writes waits until they are thawed. Returns how many are frozen.
+    ///
+    /// # Errors
+    /// [`VmmError::AgentSilent`], [`VmmError::AgentRefused`], [`VmmError::AgentTalk`]. They may be
+    /// frozen all the same.
+    fn freeze(&mut self) -> Result<u64, VmmError>;
+
+    /// Lets the guest write again; returns how many filesystems were thawed. Where none is frozen
+    /// that is 0 and no error.
+    ///
+    /// # Errors
+    /// As [`GuestAgent::freeze`].
+    fn thaw(&mut self) -> Result<u64, VmmError>;
+}
+
+/// A disk of a running machine that is to be copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// The disk's place.
+    pub position: u8,
+    /// The file that gets the copy, byte for byte: an existing one that reads as zeros. Of what
+    /// is zero on the disk nothing is written to it.
+    pub target: PathBuf,
+}
+
+/// How far copies are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// The bytes looked at.
+    pub done: u64,
+    /// The bytes there are to look at, holes included.
+    pub total: u64,
+    /// Whether the VMM has all that it is to copy in its targets, not flushed.
+    pub complete: bool,
 }
 
 /// What a machine whose VMM runs is doing.

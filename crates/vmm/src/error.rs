@@ -200,6 +200,45 @@ pub enum VmmError {
         /// The disk's place, counted from 0.
         position: u8,
     },
+    /// A disk is being copied.
+    #[error("the disk in place {position} is being copied")]
+    Copying {
+        /// The disk's place, counted from 0.
+        position: u8,
+    },
+    /// A copy of a disk failed.
+    #[error("cannot copy the disk in place {position}: {words}")]
+    Copy {
+        /// The disk's place, counted from 0.
+        position: u8,
+        /// What the VMM says of it.
+        words: String,
+    },
+    /// The guest's agent did not answer in time.
+    #[error("the guest agent did not answer `{command}` within {} s", limit.as_secs())]
+    AgentSilent {
+        /// What it was asked.
+        command: &'static str,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The guest's agent refused a command.
+    #[error("the guest agent refused `{command}`: {message}")]
+    AgentRefused {
+        /// The command.
+        command: &'static str,
+        /// The agent's reason.
+        message: String,
+    },
+    /// The connection to the guest's agent broke, or what came over it was not its language.
+    #[error("cannot talk to the guest agent on {}", socket.display())]
+    AgentTalk {
+        /// The socket.
+        socket: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
     /// A file cannot take a disk's place.
     #[error("{} cannot take the place of disk {position}: {reason}", overlay.display())]
     Overlay {

@@ -17,8 +17,8 @@ mod error;
 pub mod qemu;
 
 pub use contract::{
-    BootSource, Control, Credential, Disk, DiskLocation, DiskOperation, DiskSerial, MachineSpec,
-    Network, Probe, RunStatus, Started, Vmm, VmmEvent,
+    BootSource, Control, CopyProgress, Credential, Disk, DiskCopy, DiskLocation, DiskOperation,
+    DiskSerial, GuestAgent, MachineSpec, Network, Probe, RunStatus, Started, Vmm, VmmEvent,
 };
 pub use error::VmmError;
 pub use qemu::{Qemu, RawAccess};

@@ -27,6 +27,8 @@ pub(super) const CONSOLE: &str = "console.sock";
 pub(super) const CONSOLE_LOG: &str = "console.log";
 /// The socket of the guest agent's port.
 pub(super) const AGENT: &str = "agent.sock";
+/// QEMU's own name for the guest agent's port.
+pub(super) const AGENT_CHANNEL: &str = "agent";
 
 const NETWORK_PLACE: u8 = 1;
 const RANDOM_PLACE: u8 = 2;
@@ -214,7 +216,7 @@ impl Arguments {
         );
         self.option("-chardev", logged);
         self.option("-serial", "chardev:console");
-        self.option("-chardev", socket("agent", AGENT));
+        self.option("-chardev", socket(AGENT_CHANNEL, AGENT));
         let bus = json!({
             "driver": "virtio-serial-pci",
             "id": "serial0",
@@ -224,7 +226,7 @@ impl Arguments {
         let port = json!({
             "driver": "virtserialport",
             "bus": "serial0.0",
-            "chardev": "agent",
+            "chardev": AGENT_CHANNEL,
             "name": "org.qemu.guest_agent.0",
         });
         self.json("-device", &port);

@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 use sistemo_host::lock::Lock;
 use sistemo_model::{Bytes, PauseCause, StopHow};
 
+use super::command::AGENT_CHANNEL;
 use super::qmp::{Event, Qmp};
 use super::{ending, nodes};
 use crate::VmmError;
-use crate::contract::{Control, DiskOperation, RunStatus, VmmEvent};
+use crate::contract::{Control, CopyProgress, DiskCopy, DiskOperation, RunStatus, VmmEvent};
 
 /// How long a command may take. Holding the processors waits for what they asked of the disks,
 /// which a slow host takes its time for.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// A client of one of QEMU's two QMP sockets.
 #[derive(Debug)]
@@ -52,8 +53,21 @@ impl QemuControl {
         serde_json::from_str(reply.get()).map_err(|error| self.qmp.garbled(error))
     }
 
+    /// The socket that it talks on.
+    pub(super) fn socket(&self) -> &Path {
+        self.qmp.socket()
+    }
+
     pub(super) fn take_events(&mut self, name: &str) -> Vec<Event> {
         self.qmp.take_events(name)
+    }
+
+    /// Whether somebody in the guest has the agent's port open.
+    pub(super) fn agent_listens(&mut self) -> Result<bool, VmmError> {
+        let ports: Vec<ChardevInfo> = self.ask("query-chardev", None)?;
+        Ok(ports
+            .iter()
+            .any(|port| port.label == AGENT_CHANNEL && port.open))
     }
 
     /// Why the processors are held after a disk error. Where one disk is full and another
@@ -107,6 +121,15 @@ impl QemuControl {
 #[derive(Deserialize)]
 struct StatusInfo {
     status: String,
+}
+
+/// `ChardevInfo` of QEMU's qapi/char.json.
+#[derive(Deserialize)]
+struct ChardevInfo {
+    label: String,
+    /// Whether the guest has opened it.
+    #[serde(rename = "frontend-open")]
+    open: bool,
 }
 
 /// `BlockInfo` of QEMU's qapi/block-core.json.
@@ -177,6 +200,7 @@ impl Control for QemuControl {
 
     fn disk_file(&mut self, position: u8) -> Result<PathBuf, VmmError> {
         let disk = self.disk(position)?;
+        disk.require_untouched()?;
         let file = disk.top_file().ok_or(VmmError::NoDisk { position })?;
         Ok(file.to_owned())
     }
@@ -191,5 +215,25 @@ impl Control for QemuControl {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), VmmError> {
         self.flatten(position, progress)
+    }
+
+    fn flush_disk(&mut self, position: u8) -> Result<(), VmmError> {
+        self.flush_file(position)
+    }
+
+    fn prepare_copies(&mut self, copies: &[DiskCopy]) -> Result<(), VmmError> {
+        self.prepare(copies)
+    }
+
+    fn start_copies(&mut self, positions: &[u8]) -> Result<(), VmmError> {
+        self.start(positions)
+    }
+
+    fn copies(&mut self, positions: &[u8]) -> Result<CopyProgress, VmmError> {
+        self.progress(positions)
+    }
+
+    fn end_copies(&mut self, positions: &[u8]) -> Result<(), VmmError> {
+        self.end(positions)
     }
 }

@@ -6,8 +6,8 @@
 //! |---|---|
 //! | `control.sock` | QMP for commands, one client at a time |
 //! | `events.sock` | QMP for the process that follows the machine for life |
-//! | `control.lock`, `events.lock` | held by the client whose turn it is |
 //! | `agent.sock` | the guest agent's port, `org.qemu.guest_agent.0` |
+//! | `control.lock`, `events.lock`, `agent.lock` | held by the client whose turn it is |
 //! | `qemu.log` | QEMU's trace: how the last run ended |
 //! | `qemu.err` | what QEMU itself had to say in the last run |
 //!
@@ -16,9 +16,12 @@
 //! (a sysctl, a seccomp filter around us, the way QEMU was built), so where it does not, the
 //! start is tried once more with threads.
 
+mod agent;
 mod command;
 mod control;
+mod copies;
 mod ending;
+mod jobs;
 mod nodes;
 mod overlay;
 mod probe;
@@ -27,9 +30,10 @@ mod raw_access;
 
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Mode};
 use sistemo_host::directory::{Directory, FileError, Open};
@@ -39,6 +43,7 @@ use sistemo_host::program::{Program, ProgramError, Running};
 use sistemo_host::socket;
 use sistemo_model::{Accelerator, StopHow, VmmKind};
 
+use self::agent::Agent;
 use self::command::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL, EVENTS, MOST_DISKS};
 use self::control::QemuControl;
 use self::nodes::{Aio, Caching};
@@ -47,7 +52,7 @@ pub use self::raw_access::RawAccess;
 
 use crate::VmmError;
 use crate::accelerator;
-use crate::contract::{Control, MachineSpec, Probe, Started, Vmm};
+use crate::contract::{Control, GuestAgent, MachineSpec, Probe, Started, Vmm};
 
 /// What QEMU says where another one has an image open (block/file-posix.c).
 const STILL_LOCKED: &str = "Is another process using the image";
@@ -60,6 +65,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const SOCKETS: [&str; 4] = [CONTROL, EVENTS, CONSOLE, AGENT];
 const CONTROL_LOCK: &str = "control.lock";
 const EVENTS_LOCK: &str = "events.lock";
+const AGENT_LOCK: &str = "agent.lock";
 
 /// How long QEMU may take until it answers; it takes 0.1 s on an idle host.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -116,14 +122,18 @@ impl Qemu {
         })
     }
 
-    /// Waits for a turn at one of the two QMP sockets. QEMU takes one client of each at a time
+    /// Waits for a turn at a socket and connects to it. QEMU takes one client of each at a time
     /// and lets the others wait without a word; the lock says who they wait for, and keeps more
     /// than one of ours from waiting in connect(2), which knows no time limit.
-    fn client(&self, runtime: &Path, name: &str, turn: &str) -> Result<Box<dyn Control>, VmmError> {
-        let directory = Directory::open(runtime)?;
+    fn take_turn(
+        &self,
+        directory: &Directory,
+        name: &str,
+        turn: &str,
+    ) -> Result<(UnixStream, Lock), VmmError> {
         let path = directory.path_of(name);
         if !directory.contains(name)? {
-            return Err(not_running(&directory, name, io::ErrorKind::NotFound));
+            return Err(not_running(directory, name, io::ErrorKind::NotFound));
         }
         let purpose = format!("talking on {name}");
         let turn = Lock::acquire(&directory.path_of(turn), &purpose, self.patience);
@@ -137,12 +147,19 @@ impl Qemu {
                 source,
             },
         })?;
-        let stream = socket::connect(&directory, name).map_err(|source| VmmError::NotRunning {
-            socket: path.clone(),
+        let stream = socket::connect(directory, name).map_err(|source| VmmError::NotRunning {
+            socket: path,
             source,
         })?;
+        Ok((stream, turn))
+    }
+
+    fn client(&self, runtime: &Path, name: &str, turn: &str) -> Result<QemuControl, VmmError> {
+        let directory = Directory::open(runtime)?;
+        let (stream, turn) = self.take_turn(&directory, name, turn)?;
+        let path = directory.path_of(name);
         let qmp = Qmp::open(stream, &path, self.patience.max(GREETING_LIMIT))?;
-        Ok(Box::new(QemuControl::new(qmp, Some(turn))))
+        Ok(QemuControl::new(qmp, Some(turn)))
     }
 }
 
@@ -202,11 +219,28 @@ impl Vmm for Qemu {
     }
 
     fn connect(&self, runtime: &Path) -> Result<Box<dyn Control>, VmmError> {
-        self.client(runtime, CONTROL, CONTROL_LOCK)
+        Ok(Box::new(self.client(runtime, CONTROL, CONTROL_LOCK)?))
     }
 
     fn follow(&self, runtime: &Path) -> Result<Box<dyn Control>, VmmError> {
-        self.client(runtime, EVENTS, EVENTS_LOCK)
+        Ok(Box::new(self.client(runtime, EVENTS, EVENTS_LOCK)?))
+    }
+
+    fn guest_agent(&self, runtime: &Path) -> Result<Option<Box<dyn GuestAgent>>, VmmError> {
+        // QEMU takes a client whether or not anybody in the guest listens.
+        let listens = self
+            .client(runtime, CONTROL, CONTROL_LOCK)?
+            .agent_listens()?;
+        if !listens {
+            return Ok(None);
+        }
+        let directory = Directory::open(runtime)?;
+        let (stream, turn) = self.take_turn(&directory, AGENT, AGENT_LOCK)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let number = now.map_or(1, |now| now.subsec_nanos());
+        let path = directory.path_of(AGENT);
+        let agent = Agent::open(stream, &path, number, Some(turn))?;
+        Ok(Some(Box::new(agent)))
     }
 
     fn ending(&self, runtime: &Path) -> Result<Option<StopHow>, VmmError> {

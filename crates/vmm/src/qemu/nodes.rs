@@ -142,6 +142,11 @@ pub(super) fn flattening_name(position: u8) -> String {
     format!("disk{position}-flatten")
 }
 
+/// The node that stands before a disk while it is copied.
+pub(super) fn copy_name(position: u8) -> String {
+    format!("disk{position}-copy")
+}
+
 /// The node of a disk node's file.
 pub(super) fn file_node_name(node: &str) -> String {
     format!("{node}-file")
@@ -198,7 +203,12 @@ mod tests {
         for position in [0, 9, 25] {
             let first = node_name(position);
             let tenth = layer_name(position, 10);
-            for name in [&first, &tenth, &flattening_name(position)] {
+            for name in [
+                &first,
+                &tenth,
+                &flattening_name(position),
+                &copy_name(position),
+            ] {
                 assert_eq!(position_of(name), Some(position), "{name}");
                 assert_eq!(position_of(&file_node_name(name)), Some(position), "{name}");
                 assert_eq!(layer_number(&file_node_name(name)), None, "{name}");
@@ -206,6 +216,7 @@ mod tests {
             assert_eq!(layer_number(&first), Some(0));
             assert_eq!(layer_number(&tenth), Some(10));
             assert_eq!(layer_number(&flattening_name(position)), None);
+            assert_eq!(layer_number(&copy_name(position)), None);
         }
         for name in ["", "disk", "#block123"] {
             assert_eq!(position_of(name), None, "{name}");

@@ -21,11 +21,12 @@ use sistemo_host::directory::{self, FileError};
 use sistemo_model::{Access, Bytes};
 
 use super::control::QemuControl;
+use super::jobs;
 use super::nodes::{self, Aio, Caching, Opening};
 use crate::VmmError;
 use crate::contract::DiskLocation;
 
-/// How often a job is looked at.
+/// How often a flattening is looked at.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A disk of the running machine.
@@ -64,17 +65,6 @@ pub(super) struct ImageInfo {
     backing: Option<String>,
 }
 
-/// `JobInfo` of QEMU's qapi/job.json.
-#[derive(Deserialize)]
-struct Job {
-    id: String,
-    status: String,
-    #[serde(rename = "current-progress")]
-    done: u64,
-    #[serde(rename = "total-progress")]
-    total: u64,
-}
-
 /// `XDbgBlockGraph` of QEMU's qapi/block-core.json.
 #[derive(Deserialize)]
 struct Graph {
@@ -97,7 +87,7 @@ struct GraphEdge {
 
 impl BlockNode {
     /// How it is opened. Which aio it has QEMU does not tell.
-    fn opening(&self, aio: Aio) -> Opening {
+    pub(super) fn opening(&self, aio: Aio) -> Opening {
         let caching = if self.cache.direct {
             Caching::Direct
         } else {
@@ -147,8 +137,16 @@ impl LiveDisk {
         Err(VmmError::NotQcow2 { position })
     }
 
-    fn is_being_flattened(&self) -> bool {
-        self.top.name == nodes::flattening_name(self.position)
+    /// Refuses a disk before which a job of QEMU has put a node of its own.
+    pub(super) fn require_untouched(&self) -> Result<(), VmmError> {
+        let position = self.position;
+        if self.top.name == nodes::flattening_name(position) {
+            return Err(VmmError::Flattening { position });
+        }
+        if self.top.name == nodes::copy_name(position) {
+            return Err(VmmError::Copying { position });
+        }
+        Ok(())
     }
 }
 
@@ -161,9 +159,7 @@ impl QemuControl {
             Err(VmmError::Refused { .. }) => return Err(VmmError::NoDisk { position }),
             other => other?,
         };
-        let flat = json!({ "flat": true });
-        let mut named: Vec<BlockNode> = self.ask("query-named-block-nodes", Some(&flat))?;
-        named.retain(|node| nodes::position_of(&node.name).is_some());
+        let named = self.named_nodes()?;
         let found = named.iter().find(|node| node.name == top).cloned();
         Ok(LiveDisk {
             position,
@@ -172,11 +168,17 @@ impl QemuControl {
         })
     }
 
+    /// All nodes that have names of ours.
+    pub(super) fn named_nodes(&mut self) -> Result<Vec<BlockNode>, VmmError> {
+        let flat = json!({ "flat": true });
+        let mut named: Vec<BlockNode> = self.ask("query-named-block-nodes", Some(&flat))?;
+        named.retain(|node| nodes::position_of(&node.name).is_some());
+        Ok(named)
+    }
+
     pub(super) fn switch(&mut self, position: u8, overlay: &Path) -> Result<(), VmmError> {
         let disk = self.disk(position)?;
-        if disk.is_being_flattened() {
-            return Err(VmmError::Flattening { position });
-        }
+        disk.require_untouched()?;
         disk.require_qcow2()?;
         let own = nodes::layer_number(&disk.top.name).unwrap_or(0);
         for (name, number) in disk.layers() {
@@ -249,7 +251,7 @@ impl QemuControl {
         }
     }
 
-    fn delete_node(&mut self, name: &str) -> Result<(), VmmError> {
+    pub(super) fn delete_node(&mut self, name: &str) -> Result<(), VmmError> {
         self.order("blockdev-del", &json!({ "node-name": name }))
     }
 
@@ -262,6 +264,7 @@ impl QemuControl {
         let disk = self.disk(position)?;
         // One whose client was killed goes on, up to where it waits.
         if self.job(&id)?.is_none() {
+            disk.require_untouched()?;
             disk.require_qcow2()?;
             if disk.top.image.backing.is_none() {
                 return self.let_go_of_lower(position);
@@ -272,7 +275,7 @@ impl QemuControl {
                 "filter-node-name": id,
                 "auto-finalize": false,
             });
-            let _ = self.job_outcome(&id);
+            let _ = self.job_outcome("block-stream", &id);
             self.order("block-stream", &stream)?;
         }
         self.follow_flattening(position, &id, progress)?;
@@ -303,33 +306,17 @@ impl QemuControl {
         // Once it has ended QEMU forgets it. A job that is kept to be asked how it ended also
         // keeps its node, which then has nothing beneath: QEMU 7.2 crashes when asked for its
         // nodes then.
-        let outcome = refused.map_or_else(|| self.job_outcome(id), Err);
+        let outcome = refused.map_or_else(|| self.job_outcome("block-stream", id), Err);
         let still_above = self.disk(position)?.top.image.backing.is_some();
         outcome?;
         if still_above {
-            return Err(refused_job("the job ended early".to_owned()));
+            return Err(jobs::refused(
+                "block-stream",
+                "the job ended early".to_owned(),
+            ));
         }
         // The header, which names no backing file now. QEMU keeps it in no cache of its own.
         self.flush_file(position)
-    }
-
-    /// What QEMU has said on this connection of a job's end; no error where it has said nothing.
-    fn job_outcome(&mut self, id: &str) -> Result<(), VmmError> {
-        let mut outcome = Ok(());
-        for event in self.take_events("BLOCK_JOB_COMPLETED") {
-            if let (Some(job), Some(error)) =
-                (event.data["device"].as_str(), event.data["error"].as_str())
-                && job == id
-            {
-                outcome = Err(refused_job(error.to_owned()));
-            }
-        }
-        outcome
-    }
-
-    fn job(&mut self, id: &str) -> Result<Option<Job>, VmmError> {
-        let jobs: Vec<Job> = self.ask("query-jobs", None)?;
-        Ok(jobs.into_iter().find(|job| job.id == id))
     }
 
     /// Flushes the top file with all that QEMU keeps of it, while a job holds its backing file.
@@ -352,7 +339,7 @@ impl QemuControl {
         self.order("blockdev-reopen", &json!({ "options": [node] }))
     }
 
-    fn flush_file(&mut self, position: u8) -> Result<(), VmmError> {
+    pub(super) fn flush_file(&mut self, position: u8) -> Result<(), VmmError> {
         let disk = self.disk(position)?;
         let path = disk
             .file_of(&disk.top.name)
@@ -387,13 +374,6 @@ impl Graph {
             .find(|edge| edge.parent == node.id && edge.name == role)?;
         let below = self.nodes.iter().find(|node| node.id == edge.child)?;
         Some(&below.name)
-    }
-}
-
-fn refused_job(message: String) -> VmmError {
-    VmmError::Refused {
-        command: "block-stream",
-        message,
     }
 }
 

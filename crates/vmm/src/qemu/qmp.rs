@@ -89,6 +89,11 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// The socket that it talks on.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Gives a command and waits for its reply; events that come meanwhile are kept.
     pub(super) fn execute(
         &mut self,
@@ -275,7 +280,7 @@ impl Qmp {
     }
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 

@@ -5,6 +5,8 @@
     reason = "the whole file is a test, the functions beside the tests too"
 )]
 
+mod agents;
+mod copies;
 mod layers;
 mod machines;
 mod raw_access;
