@@ -50,10 +50,23 @@ pub enum Intent {
         /// The size it is to have.
         to: Bytes,
     },
-    /// A volume has a new name, which the description beside it may not have yet.
-    RenameVolume {
+    /// The record of a volume has changed, and the description beside it may not say so yet.
+    #[serde(alias = "rename-volume")]
+    DescribeVolume {
         /// The volume.
         volume: VolumeId,
+    },
+    /// A machine that could write to a volume has stopped, and what belongs to that is still to
+    /// be done about the volume.
+    AfterStop {
+        /// The volume.
+        volume: VolumeId,
+        /// The machine. Its lock is not needed.
+        machine: MachineId,
+        /// When it stopped.
+        stopped: Timestamp,
+        /// Whether it left the volume clean.
+        clean: bool,
     },
     /// A volume is being taken back to a snapshot; its record may have the size of either.
     RevertVolume {
@@ -101,7 +114,8 @@ impl Intent {
             Intent::CreateVolume { volume }
             | Intent::DeleteVolume { volume }
             | Intent::GrowVolume { volume, .. }
-            | Intent::RenameVolume { volume }
+            | Intent::DescribeVolume { volume }
+            | Intent::AfterStop { volume, .. }
             | Intent::RevertVolume { volume }
             | Intent::CreateImageCopy { volume }
             | Intent::DeleteImageCopy { volume } => vec![volume],
@@ -123,11 +137,21 @@ impl Intent {
             Intent::CreateVolume { .. }
             | Intent::DeleteVolume { .. }
             | Intent::GrowVolume { .. }
-            | Intent::RenameVolume { .. }
+            | Intent::DescribeVolume { .. }
+            | Intent::AfterStop { .. }
             | Intent::RevertVolume { .. }
             | Intent::CreateImageCopy { .. }
             | Intent::DeleteImageCopy { .. } => None,
         }
+    }
+}
+
+impl Intent {
+    /// Whether it is part of what belongs to a stop of that machine, for whoever stopped it to
+    /// carry out.
+    #[must_use]
+    pub fn follows_stop_of(&self, stopped: MachineId) -> bool {
+        matches!(*self, Intent::AfterStop { machine, .. } if machine == stopped)
     }
 }
 

@@ -229,6 +229,20 @@ impl LockSet {
         Ok(())
     }
 
+    /// Adds a machine's lock where it is free; returns whether the set has it now.
+    ///
+    /// # Errors
+    /// As [`Locks::try_acquire`].
+    pub fn add_machine_if_free(&mut self, id: MachineId) -> Result<bool> {
+        if !self.machines.contains_key(&id) {
+            let Some(lock) = self.locks.try_machine(id, &self.purpose)? else {
+                return Ok(false);
+            };
+            self.machines.insert(id, lock);
+        }
+        Ok(true)
+    }
+
     /// Adds the locks of volumes, lowest ID first; those it has already are left as they are.
     ///
     /// # Errors
@@ -253,6 +267,17 @@ impl LockSet {
     #[must_use]
     pub fn volume(&self, id: VolumeId) -> Option<&Lock> {
         self.volumes.get(&id)
+    }
+
+    /// Whether the set has all the locks that the owner of an intent holds.
+    #[must_use]
+    pub fn has_all_of(&self, intent: &Intent) -> bool {
+        let machine = intent.machine();
+        machine.is_none_or(|id| self.machines.contains_key(&id))
+            && intent
+                .volumes()
+                .iter()
+                .all(|id| self.volumes.contains_key(id))
     }
 
     fn take(&self, object: &Lockable, in_order: bool) -> Result<Lock> {

@@ -33,14 +33,7 @@ impl Engine {
     pub(crate) fn recover_held(&self, held: &LockSet) -> Result<()> {
         let intents = self.catalogue.read(|session| session.intents())?;
         for (id, intent) in intents {
-            let machine = intent
-                .machine()
-                .is_none_or(|machine| held.machine(machine).is_some());
-            let volumes = intent
-                .volumes()
-                .iter()
-                .all(|volume| held.volume(*volume).is_some());
-            if machine && volumes {
+            if held.has_all_of(&intent) {
                 self.recover_and_tell(id, &intent);
             }
         }
@@ -50,15 +43,19 @@ impl Engine {
     fn recover_and_tell(&self, id: IntentId, intent: &Intent) {
         match self.recover_one(id, intent) {
             Ok(what) => self.reporter.notice(&Notice::Recovered { what }),
-            Err(error) => {
-                tracing::debug!(?intent, "cannot recover this yet");
-                let reason = causes(&error).join(": ");
-                self.reporter.notice(&Notice::LeftForLater { reason });
-            }
+            Err(error) => self.leave_for_later(intent, &error),
         }
     }
 
-    fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
+    /// Tells that an intent stays, for the next command to try.
+    pub(crate) fn leave_for_later(&self, intent: &Intent, error: &Error) {
+        tracing::debug!(?intent, "cannot carry this out yet");
+        let reason = causes(error).join(": ");
+        self.reporter.notice(&Notice::LeftForLater { reason });
+    }
+
+    /// Finishes or undoes what an intent says, whose locks are held; returns what was done.
+    pub(crate) fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
         let volume = |id| self.catalogue.read(|session| session.volume(id));
         let machine = |id| self.catalogue.read(|session| session.machine(id));
         let named = |copy: Option<ImageCopy>| match copy {
@@ -88,13 +85,16 @@ impl Engine {
                 let volume = volume(*grown)?;
                 Ok(format!("volume {} has {}", volume.name, volume.size))
             }
-            Intent::RenameVolume { volume: renamed } => {
-                self.settle_description(*renamed, id)?;
+            Intent::DescribeVolume { volume: changed } => {
+                self.settle_description(*changed, id)?;
                 Ok(format!(
-                    "finished renaming volume {}",
-                    volume(*renamed)?.name
+                    "finished changing volume {}",
+                    volume(*changed)?.name
                 ))
             }
+            Intent::AfterStop {
+                volume, stopped, ..
+            } => self.after_stop(*volume, *stopped, id),
             Intent::RevertVolume { volume: reverted } => {
                 self.settle_revert(*reverted, id)?;
                 let volume = volume(*reverted)?;

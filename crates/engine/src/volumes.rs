@@ -450,7 +450,7 @@ impl Engine {
         self.require_pool(&held.volume.pool)?;
         let intent = self.catalogue.write(|session| {
             session.rename_volume(id, &name)?;
-            Ok::<_, Error>(session.begin(&Intent::RenameVolume { volume: id })?)
+            Ok::<_, Error>(session.begin(&Intent::DescribeVolume { volume: id })?)
         })?;
         if let Err(error) = self.settle_description(id, intent) {
             let undone = self.catalogue.write(|session| {

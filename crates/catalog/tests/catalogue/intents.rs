@@ -1,5 +1,5 @@
 use sistemo_catalog::{CatalogError, Intent};
-use sistemo_model::{Bytes, MachineId, VolumeId};
+use sistemo_model::{Bytes, MachineId, Timestamp, VolumeId};
 
 use crate::fixture::Home;
 
@@ -14,7 +14,13 @@ fn one_of_each() -> Vec<Intent> {
             from: Bytes::from_mib(1),
             to: Bytes::from_mib(2),
         },
-        Intent::RenameVolume { volume },
+        Intent::DescribeVolume { volume },
+        Intent::AfterStop {
+            volume,
+            machine,
+            stopped: Timestamp::now(),
+            clean: true,
+        },
         Intent::RevertVolume { volume },
         Intent::SnapshotHeld { machine, volume },
         Intent::CreateImageCopy { volume },
@@ -62,12 +68,49 @@ fn an_intent_names_the_objects_whose_locks_its_owner_holds() {
         let locked = intent.volumes().len() + usize::from(intent.machine().is_some());
         let text = format!("{intent:?}");
         let mut named = text.matches("Id(").count();
-        if matches!(intent, Intent::SnapshotHeld { .. }) {
-            // Its machine is let go whoever has the volume.
+        if matches!(
+            intent,
+            Intent::SnapshotHeld { .. } | Intent::AfterStop { .. }
+        ) {
+            // A machine is let go whoever has the volume; one that has stopped may start anew.
             named -= 1;
         }
         assert_eq!(locked, named, "{text}");
     }
+}
+
+#[test]
+fn what_belongs_to_a_stop_is_told_from_other_work() {
+    let (volume, machine) = (VolumeId::random(), MachineId::random());
+    let stopped = Timestamp::now();
+    let clean = false;
+    let intent = Intent::AfterStop {
+        volume,
+        machine,
+        stopped,
+        clean,
+    };
+    assert!(intent.follows_stop_of(machine));
+    assert!(!intent.follows_stop_of(MachineId::random()));
+    let others = one_of_each().into_iter();
+    assert!(
+        !others
+            .into_iter()
+            .any(|other| other.follows_stop_of(machine))
+    );
+}
+
+#[test]
+fn an_intent_of_an_older_version_is_understood() {
+    let home = Home::new();
+    let volume = VolumeId::random();
+    let sql = format!(
+        "INSERT INTO intents (intent, created)
+         VALUES ('{{\"kind\":\"rename-volume\",\"volume\":\"{volume}\"}}', '')"
+    );
+    home.plain_sql().execute(&sql, ()).unwrap();
+    let found = home.read(|s| s.intents()).pop().unwrap().1;
+    assert_eq!(found, Intent::DescribeVolume { volume });
 }
 
 #[test]

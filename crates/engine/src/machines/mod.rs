@@ -5,6 +5,7 @@
 //! | `deploy` | a new machine with its root volume |
 //! | `start` | starting, and starting a machine's monitor |
 //! | `stop` | stopping and restarting |
+//! | `after_stop` | what a stop says about the machine's volumes, and what is done about it |
 //! | `pause` | pausing and resuming |
 //! | `live` | the disk of a machine that runs, while its volume is kept as a snapshot |
 //! | `ports` | the host's ports that lead to a machine |
@@ -15,6 +16,7 @@
 //! | `change` | resources, name, autostart |
 //! | `delete` | deleting, with or without the root volume |
 
+mod after_stop;
 mod attachments;
 mod change;
 mod console;
@@ -196,7 +198,9 @@ impl Engine {
             }
             return Ok(self.catalogue.read(|session| session.machine(id))?);
         }
-        self.record_ending(id)?;
+        if self.record_ending(id)? {
+            self.finish_stop_where_free(id);
+        }
         Ok(self.catalogue.read(|session| session.machine(id))?)
     }
 

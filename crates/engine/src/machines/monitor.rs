@@ -19,12 +19,15 @@ use sistemo_host::directory::FileError;
 use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_host::process::Ending;
 use sistemo_images::{GuestIdentity, command_line};
-use sistemo_model::{Access, Exposure, Machine, MachineId, MachineState, StopHow, Volume};
+use sistemo_model::{
+    Access, Exposure, Machine, MachineId, MachineState, StopHow, Timestamp, Volume,
+};
 use sistemo_vmm::{
     BootSource, Credential, Disk, DiskSerial, MachineSpec, Network, RunStatus, Started, VmmError,
     VmmEvent,
 };
 
+use super::after_stop::{change_writable, record_stop};
 use super::console::CONSOLE_LOG;
 use super::start::Readiness;
 use super::{LOOPBACK, POLL_INTERVAL};
@@ -66,9 +69,8 @@ impl Engine {
         let Some(alive) = alive else {
             // Two commands may find a machine without a monitor at once, and one that has
             // ended meanwhile may be starting again: then the other monitor follows it.
-            if monitoring.is_ok() && machine.state != MachineState::Starting {
-                self.follow(&machine);
-                self.record_ending(id)?;
+            if let (Ok(monitoring), true) = (monitoring, machine.state != MachineState::Starting) {
+                self.follow_to_the_end(&machine, monitoring)?;
             }
             return Ok(());
         };
@@ -82,10 +84,18 @@ impl Engine {
             self.close_volumes(id);
             answer(&Readiness::Failed(causes(error)));
         }
-        let _monitoring = started?;
+        let monitoring = started?;
         answer(&Readiness::Running);
-        self.follow(&machine);
-        self.record_ending(id)
+        self.follow_to_the_end(&machine, monitoring)
+    }
+
+    fn follow_to_the_end(&self, machine: &Machine, monitoring: Lock) -> Result<()> {
+        self.follow(machine);
+        let _ended: bool = self.record_ending(machine.id)?;
+        // The machine may be started again from here on, by another monitor.
+        drop(monitoring);
+        self.finish_stop_after_others(machine.id);
+        Ok(())
     }
 
     fn start_vmm(&self, machine: &Machine, alive: Lock) -> Result<()> {
@@ -137,6 +147,8 @@ impl Engine {
                     accelerator,
                 }),
             )?;
+            let now = Timestamp::now();
+            change_writable(session, id, |history| history.changed = Some(now))?;
             Ok(session.set_machine_state(id, MachineState::Running)?)
         })
     }
@@ -285,9 +297,10 @@ impl Engine {
         }
     }
 
-    /// Records how a machine ended whose VMM is gone, and does what belongs to a stop. Called
-    /// by its monitor, or by whoever finds the machine without one; the second call does nothing.
-    pub(super) fn record_ending(&self, id: MachineId) -> Result<()> {
+    /// Records how a machine ended whose VMM is gone, and what is to be done about that; returns
+    /// whether that was news. Called by its monitor, or by whoever finds the machine without one;
+    /// the second call does nothing.
+    pub(super) fn record_ending(&self, id: MachineId) -> Result<bool> {
         self.use_reserve_where_full();
         let how = self.how_it_ended(&self.catalogue.read(|session| session.machine(id))?);
         let ended = self.catalogue.write(|session| {
@@ -298,14 +311,14 @@ impl Engine {
             if alive || !machine.state.is_active() {
                 return Ok(false);
             }
-            session.set_machine_state(id, MachineState::Stopped(Some(how)))?;
+            record_stop(session, &machine, Some(how))?;
             Ok::<_, Error>(true)
         })?;
         if ended {
             tracing::info!(%how, "the machine has ended");
             self.close_volumes(id);
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// Closes a machine's volumes in their pools. A pool that cannot, having been unmounted for
@@ -352,7 +365,7 @@ impl Engine {
             return Ok(());
         };
         self.end_unrecorded_vmm(machine)?;
-        self.record_ending(machine.id)
+        self.record_ending(machine.id).map(drop)
     }
 
     /// Ends the VMM that a killed monitor may have left behind. Nobody knows its process; that

@@ -13,6 +13,7 @@ use sistemo_host::program::{Program, ProgramError};
 use sistemo_model::{Machine, MachineId, MachineState, Reference};
 
 use super::MachineView;
+use super::after_stop::record_stop;
 use super::ports::check_free;
 use super::require_ready;
 use crate::engine::Engine;
@@ -98,11 +99,22 @@ impl Engine {
             // Where its monitor was killed, a VMM may be left that runs for nobody. While it
             // does, the machine stays on its way, for the next command to try again.
             let ended = self.end_unrecorded_vmm(&machine);
-            let undone = ended.and_then(|()| self.advance(id, MachineState::Stopped(None)));
-            self.undo_after(&error, undone.map(drop));
+            let undone = ended.and_then(|()| self.record_never_ran(id));
+            self.undo_after(&error, undone);
             return Err(error);
         }
         Ok(Changed::Yes)
+    }
+
+    /// Takes back that a machine is on its way, whose VMM never ran.
+    fn record_never_ran(&self, id: MachineId) -> Result<()> {
+        self.catalogue.write(|session| {
+            let machine = session.machine(id)?;
+            if machine.state.can_become(MachineState::Stopped(None)) {
+                record_stop(session, &machine, None)?;
+            }
+            Ok(())
+        })
     }
 
     /// Adds the locks of a machine's volumes to its own, and refuses damaged ones.

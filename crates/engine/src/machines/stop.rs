@@ -55,14 +55,22 @@ impl Engine {
         self.use_reserve_where_full();
         // Held until it has stopped: who finds a machine on its way to a stop, and this lock
         // free, knows that nobody waits for it any more. Force does not wait for politeness.
-        let (_held, _held_if_free);
-        match how {
-            StopRequest::Graceful { .. } => _held = self.hold(Some(machine.id), &[])?,
+        let mut held = match how {
+            StopRequest::Graceful { .. } => self.hold(Some(machine.id), &[])?,
             StopRequest::Forced => {
-                _held_if_free = self.locks.try_machine(machine.id, self.purpose())?;
+                let mut held = self.locks.set(self.purpose());
+                let _free: bool = held.add_machine_if_free(machine.id)?;
+                held
             }
-        }
-        let machine = self.settle(machine.id)?;
+        };
+        let stopped = self.stop_held(machine.id, how);
+        self.finish_stop(machine.id, &mut held);
+        stopped
+    }
+
+    /// Stops a machine whose lock is held, or wanted by nobody who waits for it.
+    fn stop_held(&self, id: MachineId, how: StopRequest) -> Result<Changed> {
+        let machine = self.settle(id)?;
         if !machine.state.is_active() {
             return Ok(Changed::No);
         }

@@ -16,4 +16,5 @@ mod pools;
 mod recovery;
 mod running;
 mod snapshots;
+mod stops;
 mod volumes;

@@ -19,12 +19,12 @@ use crate::fixture::{
     volume_in, wait_for_text, wait_until,
 };
 
-const GRACEFUL: StopRequest = StopRequest::Graceful {
+pub(crate) const GRACEFUL: StopRequest = StopRequest::Graceful {
     timeout: Duration::from_secs(30),
 };
 
 /// An engine with a machine `m` made of the tiny guest; `None` where that cannot run here.
-fn guest(actions: &[Action]) -> Option<(House, Engine)> {
+pub(crate) fn guest(actions: &[Action]) -> Option<(House, Engine)> {
     if !met(&[
         Requirement::TinyGuest,
         Requirement::Program("qemu-system-x86_64"),
@@ -45,16 +45,16 @@ fn machine(engine: &Engine) -> MachineView {
     engine.machine(&reference("m")).unwrap()
 }
 
-fn wait_for_end(engine: &Engine) -> Option<StopHow> {
+pub(crate) fn wait_for_end(engine: &Engine) -> Option<StopHow> {
     wait_until("the machine's end", || machine(engine).status == "stopped");
     machine(engine).stopped_how
 }
 
-fn console_shows(engine: &Engine, text: &str) {
+pub(crate) fn console_shows(engine: &Engine, text: &str) {
     wait_for_text(&engine.console_log(&reference("m")).unwrap(), text);
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let process = ProcessIdentity::of(pid).unwrap().expect("it runs");
     process.end(Ending::Kill).unwrap();
     assert!(process.wait_gone(Some(Duration::from_secs(10))).unwrap());
