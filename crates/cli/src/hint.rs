@@ -65,25 +65,18 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::NoSuchSnapshot { .. }
         | Error::NoSnapshots { .. }
         | Error::SnapshotTaken { .. }
+        | Error::SnapshotPinned { .. }
+        | Error::VolumePinned { .. }
         | Error::PoolLacks { .. }
         | Error::PoolTooFull { .. }
         | Error::Exchange { .. }
         | Error::EmptyInput { .. } => return history_hint(error),
-        Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
-        Error::TooSmallForFilesystem { minimum, .. } => {
-            format!("name a size of {minimum} or more, or --fs none for a bare block device")
-        }
-        Error::FilesystemNotGrowable { volume, .. } => {
-            format!("sistemo volume resize {volume} SIZE, then grow the filesystem in the guest")
-        }
-        Error::StorageTooSmall { needed, .. } => {
-            format!("--storage {}M", needed.get().div_ceil(1 << 20))
-        }
-        Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
-        Error::PortUnavailable { .. } => {
-            "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
-                .to_owned()
-        }
+        Error::NotLarger { .. }
+        | Error::TooSmallForFilesystem { .. }
+        | Error::FilesystemNotGrowable { .. }
+        | Error::StorageTooSmall { .. }
+        | Error::MemoryOutOfRange { .. }
+        | Error::PortUnavailable { .. } => return range_hint(error),
         Error::NotAnswering { machine, .. }
         | Error::EndedEarly { machine, .. }
         | Error::Ssh { machine } => {
@@ -138,6 +131,28 @@ fn engine_hint(error: &Error) -> Option<String> {
     })
 }
 
+/// What to type next after a size or a port that cannot be had.
+fn range_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
+        Error::TooSmallForFilesystem { minimum, .. } => {
+            format!("name a size of {minimum} or more, or --fs none for a bare block device")
+        }
+        Error::FilesystemNotGrowable { volume, .. } => {
+            format!("sistemo volume resize {volume} SIZE, then grow the filesystem in the guest")
+        }
+        Error::StorageTooSmall { needed, .. } => {
+            format!("--storage {}M", needed.get().div_ceil(1 << 20))
+        }
+        Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
+        Error::PortUnavailable { .. } => {
+            "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
+                .to_owned()
+        }
+        _ => return None,
+    })
+}
+
 /// What to type next after a failure with snapshots, clones and files.
 fn history_hint(error: &Error) -> Option<String> {
     Some(match error {
@@ -147,6 +162,14 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
         Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
         Error::SnapshotTaken { .. } => "choose another name".to_owned(),
+        Error::SnapshotPinned { volume, snapshot } => {
+            format!("sistemo volume snapshot unpin {volume} {snapshot}")
+        }
+        Error::VolumePinned { volume, snapshots } => {
+            let first = snapshots.first();
+            let first = first.map_or("SNAPSHOT", |snapshot| snapshot.as_str());
+            format!("sistemo volume snapshot unpin {volume} {first}")
+        }
         Error::PoolLacks { pool, .. } => format!(
             "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
         ),

@@ -241,6 +241,22 @@ pub enum Error {
         /// The name.
         snapshot: SnapshotName,
     },
+    /// The snapshot is pinned.
+    #[error("snapshot {snapshot} of volume {volume} is pinned")]
+    SnapshotPinned {
+        /// The volume.
+        volume: VolumeName,
+        /// The name.
+        snapshot: SnapshotName,
+    },
+    /// The volume has snapshots that are pinned, which would go with it.
+    #[error("volume {volume} has pinned snapshots: {}", listed(snapshots))]
+    VolumePinned {
+        /// The volume.
+        volume: VolumeName,
+        /// The snapshots, oldest first; there is one at least.
+        snapshots: Vec<SnapshotName>,
+    },
     /// The pool has not the power that the operation needs.
     #[error("pool {pool} cannot {what}")]
     PoolLacks {
@@ -611,6 +627,11 @@ pub enum Error {
     /// The settings are not usable.
     #[error("the settings are not usable")]
     Settings(#[from] SettingsError),
+}
+
+fn listed(names: &[SnapshotName]) -> String {
+    let names: Vec<&str> = names.iter().map(SnapshotName::as_str).collect();
+    names.join(", ")
 }
 
 fn last_words(console: &str) -> String {

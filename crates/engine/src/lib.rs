@@ -9,6 +9,7 @@
 //! | [`volumes`] | create, list, resize, rename, delete |
 //! | [`clones`] | a new volume that holds what another does |
 //! | [`snapshots`] | keeping a volume as it is, and taking it back there |
+//! | [`history`] | what is known of a volume's past: pins |
 //! | [`exchange`] | a volume as a raw file, and a raw file as a volume |
 //! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
@@ -37,6 +38,7 @@ mod error;
 pub mod exchange;
 mod filesystems;
 mod formatting;
+pub mod history;
 mod holding;
 mod image_copies;
 pub mod images;

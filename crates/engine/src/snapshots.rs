@@ -3,7 +3,10 @@
 use serde::Serialize;
 use sistemo_catalog::{Intent, IntentId};
 use sistemo_host::Changed;
-use sistemo_model::{Access, MachineName, Reference, SnapshotName, Timestamp, Volume, VolumeId};
+use sistemo_model::{
+    Access, MachineName, Reference, SnapshotKind, SnapshotMark, SnapshotName, Timestamp, Volume,
+    VolumeId,
+};
 use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Snapshot, Snapshots, Way};
 
 use crate::copying::{data_bytes, require_room};
@@ -20,6 +23,10 @@ pub struct SnapshotView {
     pub name: SnapshotName,
     /// When it was taken.
     pub created: Timestamp,
+    /// Why it was taken.
+    pub kind: SnapshotKind,
+    /// Whether it stays until somebody says otherwise.
+    pub pinned: bool,
     /// The volume's virtual size then, in bytes.
     pub size_bytes: u64,
     /// The same in MiB, rounded down.
@@ -28,11 +35,13 @@ pub struct SnapshotView {
     pub alone_bytes: Option<u64>,
 }
 
-impl From<Snapshot> for SnapshotView {
-    fn from(snapshot: Snapshot) -> SnapshotView {
+impl SnapshotView {
+    pub(crate) fn new(snapshot: Snapshot, mark: SnapshotMark) -> SnapshotView {
         SnapshotView {
             name: snapshot.name,
             created: snapshot.created,
+            kind: mark.kind,
+            pinned: mark.pinned,
             size_bytes: snapshot.size.get(),
             size_mb: snapshot.size.mib(),
             alone_bytes: snapshot.alone.map(sistemo_model::Bytes::get),
@@ -137,7 +146,10 @@ impl Engine {
         self.reporter.stage_over();
         let way = taken?;
         Ok(Taken {
-            snapshot: self.find_snapshot(volume, &name)?.into(),
+            snapshot: SnapshotView::new(
+                self.find_snapshot(volume, &name)?,
+                SnapshotMark::default(),
+            ),
             volume: self.volume(&Reference::from(volume.id.to_string()))?,
             way,
             machine: active.map(|machine| machine.name),
@@ -164,7 +176,13 @@ impl Engine {
             .read(|session| session.find_volume(reference))?;
         let pool = self.pool(&volume.pool)?;
         let there = self.snapshots_in(&volume, power_of(pool.as_ref())?)?;
-        Ok(there.into_iter().map(SnapshotView::from).collect())
+        Ok(there
+            .into_iter()
+            .map(|snapshot| {
+                let mark = volume.history.mark(&snapshot.name);
+                SnapshotView::new(snapshot, mark)
+            })
+            .collect())
     }
 
     /// One snapshot of a volume; without a name, the newest.
@@ -212,7 +230,7 @@ impl Engine {
         let _: Changed = power
             .delete_snapshot(volume.id, name)
             .map_err(|source| snapshot_error(&volume, name, "delete a snapshot of", source))?;
-        Ok(snapshot.into())
+        Ok(SnapshotView::new(snapshot, volume.history.mark(name)))
     }
 
     /// Takes a volume back to a snapshot, or to the newest, its size included; its machine, if it
@@ -302,6 +320,15 @@ impl Engine {
             session.set_volume_size(id, facts.size)?;
             Ok(session.finish(intent)?)
         })
+    }
+
+    /// The snapshots of a volume, oldest first; none where its pool keeps none.
+    pub(crate) fn snapshots_of(&self, volume: &Volume) -> Result<Vec<Snapshot>> {
+        let pool = self.pool(&volume.pool)?;
+        match pool.snapshots() {
+            Some(power) => self.snapshots_in(volume, power),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// A snapshot of a volume by its name.

@@ -483,7 +483,8 @@ impl Engine {
     /// The volume, where a delete of it would be accepted.
     ///
     /// # Errors
-    /// Where it does not exist or is attached, or its pool cannot be used.
+    /// Where it does not exist or is attached, a snapshot of it is pinned, or its pool cannot be
+    /// used.
     pub fn check_volume_deletable(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.volume(reference)?;
         if let Some(machine) = view.attached_to {
@@ -493,6 +494,9 @@ impl Engine {
             });
         }
         self.require_pool(&view.pool)?;
+        let found = Reference::from(view.id.to_string());
+        let volume = self.catalogue.read(|session| session.find_volume(&found))?;
+        self.require_no_pins(&volume)?;
         Ok(view)
     }
 
@@ -500,12 +504,14 @@ impl Engine {
     /// next operation finishes it.
     ///
     /// # Errors
-    /// Where it is attached or its pool cannot be used; then nothing has changed.
+    /// Where it is attached, a snapshot of it is pinned, or its pool cannot be used; then nothing
+    /// has changed.
     pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.check_volume_deletable(reference)?;
         self.use_reserve_where_full();
         let _held = self.hold_volumes(&[view.id])?;
-        self.require_pool(&view.pool)?;
+        // A snapshot may have been pinned before we had its lock.
+        let view = self.check_volume_deletable(&Reference::from(view.id.to_string()))?;
         let (volume, intent) = self.catalogue.write(|session| {
             // It may have gone, or been attached, before we had its lock.
             let volume = session.find_volume(&Reference::from(view.id.to_string()))?;
