@@ -43,7 +43,7 @@ use sistemo_pools::external::protocol::{ErrorAnswer, ErrorBody, ErrorCode, PROTO
 pub use sistemo_host as host;
 pub use sistemo_model as model;
 pub use sistemo_pools as pools;
-pub use sistemo_pools::config::PoolConfig;
+pub use sistemo_pools::config::{Keeping, PoolConfig};
 pub use sistemo_pools::contract::Location;
 pub use sistemo_pools::{Driver, DriverInfo, FirstUse, Pool, PoolError};
 
@@ -112,6 +112,7 @@ fn open(
         driver: driver.info().name,
         directory: directory.map(Into::into),
         options: pool.options.clone(),
+        keeping: Keeping::default(),
     };
     driver
         .open(&config, pool.catalogue, first_use)

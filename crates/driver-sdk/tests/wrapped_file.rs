@@ -12,7 +12,7 @@ use sistemo_driver_sdk::host::program::{Ended, Program};
 use sistemo_driver_sdk::model::CatalogueId;
 use sistemo_driver_sdk::pools::external::{ExternalDriver, Limits};
 use sistemo_driver_sdk::pools::file::{FileDriver, FilePool};
-use sistemo_driver_sdk::{Driver, FirstUse, Pool, PoolConfig, PoolError};
+use sistemo_driver_sdk::{Driver, FirstUse, Keeping, Pool, PoolConfig, PoolError};
 
 /// Examples are built beside the tests.
 fn executable() -> PathBuf {
@@ -31,6 +31,7 @@ fn config(directory: &Path) -> PoolConfig {
         name: "default".parse().unwrap(),
         driver: "wrapped-file".to_owned(),
         directory: Some(directory.to_owned()),
+        keeping: Keeping::default(),
         options: [("dir_path".to_owned(), path)].into(),
     }
 }

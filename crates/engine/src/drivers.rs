@@ -18,7 +18,7 @@ use sistemo_host::directory::{Directory, FileError};
 use sistemo_host::program::Program;
 use sistemo_model::{Bytes, CatalogueId, PoolName};
 use sistemo_pools::{
-    ConfError, DriverInfo, FirstUse, Pool, PoolConfig, PoolError, Registry, StorageConf,
+    ConfError, DriverInfo, FirstUse, Keeping, Pool, PoolConfig, PoolError, Registry, StorageConf,
     Surroundings,
 };
 
@@ -183,6 +183,7 @@ pub fn work(settings: &Settings, task: &str) -> Result<()> {
             name: pool_name(),
             driver: work.driver,
             directory: None,
+            keeping: Keeping::default(),
             options: work.options,
         },
     };

@@ -8,6 +8,7 @@ mod id;
 mod image;
 mod machine;
 mod name;
+mod period;
 mod size;
 mod volume;
 
@@ -19,6 +20,7 @@ pub use machine::{
     PauseCause, StopHow, VcpuCount, VcpuError, VmmChoice, VmmKind,
 };
 pub use name::{ImageName, MachineName, NameError, PoolName, SnapshotName, VolumeName};
+pub use period::{Period, PeriodError};
 pub use size::{Bytes, SizeError};
 pub use volume::{Access, Filesystem, Lifecycle, Role, UnknownWord, Volume};
 

@@ -39,7 +39,7 @@ pub mod registry;
 
 pub use btrfs::BtrfsPool;
 pub use config::{
-    ConfError, ConfiguredPool, Fault, PoolConfig, Problem, StorageConf, Surroundings,
+    ConfError, ConfiguredPool, Fault, Keeping, PoolConfig, Problem, StorageConf, Surroundings,
 };
 pub use content::Content;
 pub use contract::{

@@ -132,6 +132,10 @@ pub enum ValueKind {
     Flag,
     /// A size as the command line has it; the driver is given bytes.
     Size,
+    /// A whole number, at most 2^32 - 1.
+    Number,
+    /// A length of time, such as `90m`, `24h` or `7d`; the driver is given seconds.
+    Period,
 }
 
 /// Something that some pools can do and others cannot.

@@ -19,8 +19,8 @@ use sistemo_model::{
 };
 use sistemo_pools::btrfs::{BtrfsDriver, BtrfsPool, Compression, Writing};
 use sistemo_pools::{
-    Clones, Content, Cost, Description, Driver, FirstUse, Flaw, Found, Origin, Pool, PoolConfig,
-    PoolError, Snapshot, Snapshots, Way,
+    Clones, Content, Cost, Description, Driver, FirstUse, Flaw, Found, Keeping, Origin, Pool,
+    PoolConfig, PoolError, Snapshot, Snapshots, Way,
 };
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
@@ -899,6 +899,7 @@ mod options {
             name: default_pool(),
             driver: "btrfs".to_owned(),
             directory: Some(directory.to_owned()),
+            keeping: Keeping::default(),
             options: options.collect::<BTreeMap<_, _>>(),
         }
     }

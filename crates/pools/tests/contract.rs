@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sistemo_conformance::small::SmallPlace;
 use sistemo_conformance::{Bench, Place, laws_hold_for};
 use sistemo_model::Bytes;
-use sistemo_pools::{FirstUse, Pool, PoolConfig, PoolError, Registry};
+use sistemo_pools::{FirstUse, Keeping, Pool, PoolConfig, PoolError, Registry};
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
 /// Opens a pool as a `storage.conf` with these options would have it.
@@ -24,6 +24,7 @@ fn open(driver: &str, options: &[(&str, &str)], place: &Place) -> Result<Arc<dyn
         name: "default".parse().unwrap(),
         driver: info.name.clone(),
         directory: Some(place.directory.clone()),
+        keeping: Keeping::default(),
         options: defaults
             .chain(given)
             .map(|(key, value)| (key.to_owned(), value.to_owned()))

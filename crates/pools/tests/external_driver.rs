@@ -24,8 +24,9 @@ use sistemo_model::{
 };
 use sistemo_pools::external::{Limits, Untrusted, in_words};
 use sistemo_pools::{
-    Cost, Description, Driver, DriverFault, ExternalDriver, FirstUse, Flaw, Found, LiveDisk,
-    LiveDiskError, Location, Origin, Pool, PoolConfig, PoolError, Power, Progress, Registry, Way,
+    Cost, Description, Driver, DriverFault, ExternalDriver, FirstUse, Flaw, Found, Keeping,
+    LiveDisk, LiveDiskError, Location, Origin, Pool, PoolConfig, PoolError, Power, Progress,
+    Registry, Way,
 };
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
@@ -43,6 +44,7 @@ fn config(driver: &str, directory: &Path) -> PoolConfig {
         name: "mine".parse().unwrap(),
         driver: driver.to_owned(),
         directory: Some(directory.to_owned()),
+        keeping: Keeping::default(),
         options: [("dir_path".to_owned(), path)].into(),
     }
 }
@@ -454,6 +456,10 @@ mod wrong {
             (
                 r#"{"protocol":1,"summary":"x","options":[{"name":"dir_path","summary":"x","kind":"path"}]}"#,
                 "dir_path is an option of every pool",
+            ),
+            (
+                r#"{"protocol":1,"summary":"x","options":[{"name":"trash_keep","summary":"x","kind":"period"}]}"#,
+                "trash_keep is an option of every pool",
             ),
             (
                 r#"{"protocol":1,"summary":"x","options":[{"name":"A b","summary":"x","kind":"word"}]}"#,
@@ -1088,7 +1094,7 @@ mod registry {
             "FILE:18: [f] dir_path: driver mine needs the option"
         );
         assert!(
-            told("g").ends_with("its options are dir_path, colour"),
+            told("g").contains("its options are dir_path, colour, revisions_to_keep"),
             "{}",
             told("g")
         );

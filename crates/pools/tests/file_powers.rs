@@ -20,8 +20,9 @@ use sistemo_model::{
     Access, Bytes, CatalogueId, Filesystem, PoolName, Role, SnapshotName, Timestamp, VolumeId,
 };
 use sistemo_pools::{
-    Clones, Content, Cost, Description, FilePool, FirstUse, Flaw, Found, LiveDisk, LiveDiskError,
-    Origin, Pool, PoolConfig, PoolError, Progress, Registry, SetupCheck, Snapshots, Way,
+    Clones, Content, Cost, Description, FilePool, FirstUse, Flaw, Found, Keeping, LiveDisk,
+    LiveDiskError, Origin, Pool, PoolConfig, PoolError, Progress, Registry, SetupCheck, Snapshots,
+    Way,
 };
 use sistemo_testkit::filesystem::{LoopFilesystem, LoopKind};
 use sistemo_testkit::{Requirement, met};
@@ -776,6 +777,7 @@ mod file_reflink {
             name: default_pool(),
             driver: "file-reflink".to_owned(),
             directory: Some(path.clone()),
+            keeping: Keeping::default(),
             options: [("setup_check", check)]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),

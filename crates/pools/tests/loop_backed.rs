@@ -16,7 +16,8 @@ use sistemo_host::program::Program;
 use sistemo_host::system;
 use sistemo_model::{Access, Bytes, CatalogueId, Filesystem, PoolName, Role, Timestamp, VolumeId};
 use sistemo_pools::{
-    Cost, Description, FirstUse, Origin, OwnFilesystem, Pool, PoolConfig, PoolError, Registry, Way,
+    Cost, Description, FirstUse, Keeping, Origin, OwnFilesystem, Pool, PoolConfig, PoolError,
+    Registry, Way,
 };
 use sistemo_testkit::filesystem::{LoopFilesystem, LoopKind};
 use sistemo_testkit::{Requirement, met};
@@ -121,6 +122,7 @@ fn open(
         name: name(),
         driver: "file-reflink".to_owned(),
         directory: Some(path.to_owned()),
+        keeping: Keeping::default(),
         options: size.into_iter().collect(),
     };
     Registry::built_in().open(&config, catalogue, first_use)

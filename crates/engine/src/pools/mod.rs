@@ -23,7 +23,7 @@ use sistemo_host::{lock::Lock, system};
 use sistemo_model::PoolName;
 use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{
-    DriverInfo, Fault, FirstUse, Pool, PoolConfig, PoolError, Registry, StorageConf,
+    DriverInfo, Fault, FirstUse, Keeping, Pool, PoolConfig, PoolError, Registry, StorageConf,
 };
 
 pub use change::NewPool;
@@ -94,6 +94,20 @@ impl Engine {
             }),
             Err(error) => Err(error),
         }
+    }
+
+    /// What a pool keeps of its volumes' past, as `storage.conf` says now: for whoever opened the
+    /// pool long ago, too.
+    ///
+    /// # Errors
+    /// Where no section describes it, or that is not understood.
+    pub fn pool_keeping(&self, name: &PoolName) -> Result<Keeping> {
+        let conf = self.storage_conf()?;
+        let pool = conf.pool(name).ok_or_else(|| not_found(name))?;
+        let config = pool.config.as_ref();
+        config
+            .map(|config| config.keeping)
+            .map_err(|fault| misconfigured(name, fault.clone()))
     }
 
     /// Opens a pool that was never used, and remembers it.

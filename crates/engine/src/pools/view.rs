@@ -8,7 +8,7 @@ use sistemo_catalog::{ImageCopy, KnownPool};
 use sistemo_host::system;
 use sistemo_model::{PoolName, Volume};
 use sistemo_pools::{
-    Clones, ConfiguredPool, Cost, DriverInfo, PoolConfig, Snapshots, StorageConf, marker,
+    Clones, ConfiguredPool, Cost, DriverInfo, Keeping, PoolConfig, Snapshots, StorageConf, marker,
 };
 
 use super::{cannot_use, not_found, usable};
@@ -49,7 +49,7 @@ pub struct PoolView {
     pub snapshots: Option<Cost>,
     /// Whether it has a filesystem of its own, which can be grown.
     pub resizable: bool,
-    /// Its driver's options.
+    /// Its options, its driver's and those that all pools have.
     pub options: BTreeMap<String, String>,
     /// The file that describes it; `None` where none does.
     pub file: Option<PathBuf>,
@@ -108,10 +108,14 @@ impl Engine {
         Err(not_found(name))
     }
 
-    /// The drivers that pools can have.
+    /// The drivers that pools can have, each with all options of its pools.
     #[must_use]
     pub fn drivers(&self) -> Vec<DriverInfo> {
-        self.pools.registry.drivers()
+        let mut drivers = self.pools.registry.drivers();
+        for driver in &mut drivers {
+            driver.options.extend(Keeping::options());
+        }
+        drivers
     }
 
     pub(super) fn survey(&self) -> Result<Survey> {
@@ -163,9 +167,7 @@ impl Engine {
             clones: look.clones,
             snapshots: look.snapshots,
             resizable: look.resizable,
-            options: config
-                .map(|config| config.options.clone())
-                .unwrap_or_default(),
+            options: config.map(options_of).unwrap_or_default(),
             file: pool.line.and(survey.conf.file()).map(Path::to_owned),
             line: pool.line,
         }
@@ -182,12 +184,14 @@ impl Engine {
                 driver: String::new(),
                 directory: known,
                 options: BTreeMap::new(),
+                keeping: Keeping::default(),
             }),
         };
         PoolView {
             driver: None,
             available: false,
             reason: Some("no section of storage.conf describes it".to_owned()),
+            options: BTreeMap::new(),
             size_bytes: None,
             used_bytes: None,
             free_bytes: None,
@@ -234,6 +238,12 @@ impl Survey {
             .iter()
             .filter(move |volume| volume.pool == *name)
     }
+}
+
+fn options_of(config: &PoolConfig) -> BTreeMap<String, String> {
+    let mut options = config.options.clone();
+    options.extend(config.keeping.values());
+    options
 }
 
 fn shown_fault(pool: &ConfiguredPool) -> String {

@@ -251,7 +251,8 @@ fn a_pool_that_would_not_work_is_not_added() {
         (file("/x #y".into()), "cannot be written in a storage.conf"),
         (
             option("size", "5G"),
-            "[bad] size: driver file has no such option; its options are dir_path",
+            "[bad] size: driver file has no such option; its options are dir_path, \
+             revisions_to_keep, trash_keep",
         ),
         (
             NewPool {
@@ -515,6 +516,47 @@ fn a_pool_without_volumes_is_known_too_and_not_made_again() {
     assert!(!place.exists());
     engine.remove_pool(&name("foo")).unwrap();
     engine.add_pool(&new("foo", &place)).unwrap();
+}
+
+#[test]
+fn what_a_pool_keeps_is_set_as_its_other_options_are_and_seen_by_who_has_it_open() {
+    let house = House::new();
+    let place = house.path("place");
+    let engine = house.engine();
+    let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let mut foo = new("foo", &place);
+    foo.options.push(option("revisions_to_keep", "3"));
+    let view = engine.add_pool(&foo).unwrap();
+    assert_eq!(view.options["revisions_to_keep"], "3");
+    assert_eq!(view.options["trash_keep"], "24h");
+    volume_in(&engine, "foo", "data");
+
+    let elsewhere = house.engine();
+    let keeping = || {
+        let keeping = engine.pool_keeping(&name("foo")).unwrap();
+        (keeping.revisions, keeping.trash.to_string())
+    };
+    assert_eq!(keeping(), (3, "24h".to_owned()));
+    // Nothing of it concerns the volumes there are.
+    let set = [
+        option("trash_keep", "14d"),
+        option("revisions_to_keep", "0"),
+    ];
+    elsewhere.set_pool(&name("foo"), &set).unwrap();
+    assert_eq!(keeping(), (0, "14d".to_owned()));
+    assert_eq!(status(&engine, "data"), VolumeStatus::Available);
+
+    let conf = house.conf();
+    let error = engine
+        .set_pool(&name("foo"), &[option("trash_keep", "soon")])
+        .unwrap_err();
+    assert!(
+        texts(&error).contains("[foo] trash_keep: it is not a length of time: `soon`"),
+        "{}",
+        texts(&error)
+    );
+    assert_eq!(house.conf(), conf);
+    assert_eq!(keeping(), (0, "14d".to_owned()));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use sistemo_host::directory::FileError;
-use sistemo_model::{NameError, SizeError};
+use sistemo_model::{NameError, PeriodError, SizeError};
 
 use crate::external::UnusableDriver;
 
@@ -178,6 +178,19 @@ pub enum Problem {
         /// What is wrong with it.
         #[source]
         source: SizeError,
+    },
+    /// Not a whole number, or too large a one.
+    #[error("`{}` is not a whole number from 0 to {}", value.escape_debug(), u32::MAX)]
+    NotANumber {
+        /// The value.
+        value: String,
+    },
+    /// Not a length of time.
+    #[error("it is not a length of time")]
+    NotAPeriod {
+        /// What is wrong with it.
+        #[source]
+        source: PeriodError,
     },
     /// `~` where nobody knows what it stands for.
     #[error("`{}` needs a home directory, and HOME is not set", value.escape_debug())]

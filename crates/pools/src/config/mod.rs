@@ -7,6 +7,7 @@
 
 mod document;
 mod fault;
+mod keeping;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use sistemo_host::directory::{Directory, FileError, split};
 use sistemo_model::PoolName;
 
 pub use self::fault::{ConfError, Fault, Problem};
+pub use self::keeping::Keeping;
 
 use self::document::{Document, Mistake, Section};
 use self::resolve::{Options, resolve};
@@ -82,6 +84,8 @@ pub struct PoolConfig {
     pub directory: Option<PathBuf>,
     /// The driver's options, all of them, as they are meant.
     pub options: BTreeMap<String, String>,
+    /// What is kept in it of its volumes' past; nothing to its driver.
+    pub keeping: Keeping,
 }
 
 impl PoolConfig {

@@ -7,6 +7,7 @@ use sistemo_model::{Bytes, PoolName};
 
 use super::document::{Entry, Mistake, Section};
 use super::fault::Problem;
+use super::keeping::{self, Keeping};
 use super::{PoolConfig, Surroundings};
 use crate::registry::{DIRECTORY, DriverInfo, Registry, ValueKind};
 
@@ -38,8 +39,8 @@ impl<'a> Options<'a> {
         own.or_else(|| self.inherited.iter().find(of_key))
     }
 
-    /// The options for the driver, each once.
-    fn of_driver(&self) -> impl Iterator<Item = &'a Entry> {
+    /// The options but those that name the driver, each once.
+    fn all(&self) -> impl Iterator<Item = &'a Entry> {
         let (own, inherited) = (self.own, self.inherited);
         let hidden = move |entry: &&Entry| own.iter().all(|own| own.key != entry.key);
         own.iter()
@@ -61,7 +62,13 @@ pub(super) fn resolve(
 ) -> Result<PoolConfig, Mistake> {
     let driver = driver(name, options, registry)?;
     let mut values = BTreeMap::new();
-    for entry in options.of_driver() {
+    let mut kept = Keeping::default();
+    for entry in options.all() {
+        if Keeping::has(&entry.key) {
+            kept.set(&entry.key, &entry.value)
+                .map_err(|problem| mistake(entry, problem))?;
+            continue;
+        }
         let Some(option) = driver.option(&entry.key) else {
             if options.is_inherited(entry) && registry.knows_option(&entry.key) {
                 // `[DEFAULT]` may hold options of several drivers.
@@ -72,7 +79,7 @@ pub(super) fn resolve(
             } else {
                 Problem::UnknownOption {
                     driver: driver.name.clone(),
-                    known: driver.option_names(),
+                    known: known_to(&driver),
                 }
             };
             return Err(mistake(entry, problem));
@@ -83,6 +90,13 @@ pub(super) fn resolve(
             ValueKind::Word => entry.value.clone(),
             ValueKind::Flag => flag(&entry.value).map_err(|problem| mistake(entry, problem))?,
             ValueKind::Size => size(&entry.value).map_err(|problem| mistake(entry, problem))?,
+            ValueKind::Number => keeping::number(&entry.value)
+                .map_err(|problem| mistake(entry, problem))?
+                .to_string(),
+            ValueKind::Period => keeping::period(&entry.value)
+                .map_err(|problem| mistake(entry, problem))?
+                .seconds()
+                .to_string(),
         };
         values.insert(entry.key.clone(), value);
     }
@@ -114,7 +128,14 @@ pub(super) fn resolve(
         driver: driver.name,
         directory,
         options: values,
+        keeping: kept,
     })
+}
+
+/// The names of all options of a driver's pools.
+fn known_to(driver: &DriverInfo) -> Vec<String> {
+    let common = Keeping::options().into_iter().map(|option| option.name);
+    driver.option_names().into_iter().chain(common).collect()
 }
 
 /// The driver of a pool: `class` wins over `driver`, as in Qubes OS.

@@ -239,7 +239,8 @@ fn a_mistake_names_its_place_and_harms_no_other_pool() {
         (
             "[a]\ndriver = file\ndir_path = /a\nsize = 5G",
             "a",
-            "13: [a] size: driver file has no such option; its options are dir_path",
+            "13: [a] size: driver file has no such option; its options are dir_path, \
+             revisions_to_keep, trash_keep",
         ),
         (
             "[a]\ndriver = file\ndriver = xen",
@@ -368,6 +369,89 @@ fn what_is_neither_yes_nor_no_or_no_size_is_a_mistake_of_its_line() {
             format!("/etc/storage.conf:4: [a] {wrong}")
         );
         assert_eq!(directories(&conf)[1], ("b", "/b"), "{line}");
+    }
+}
+
+#[test]
+fn what_is_kept_is_said_for_any_driver_and_given_to_none() {
+    let conf = understand(
+        "\
+[DEFAULT]
+revisions_to_keep = 2
+
+[default]
+trash_keep = 90m          ; not for long
+
+[plain]
+driver = qcow2
+dir_path = /plain
+
+[own]
+driver = btrfs
+dir_path = /own
+revisions_to_keep = 0
+trash_keep = 0
+",
+    );
+    let kept = |title: &str| {
+        let config = conf.pool(&name(title)).unwrap().config.as_ref().unwrap();
+        for option in Keeping::options() {
+            assert_eq!(config.options.get(&option.name), None, "{title}");
+        }
+        let Keeping { revisions, trash } = config.keeping;
+        (revisions, trash.to_string())
+    };
+    assert_eq!(kept("default"), (2, "90m".to_owned()));
+    assert_eq!(kept("plain"), (2, "24h".to_owned()));
+    assert_eq!(kept("own"), (0, "0".to_owned()));
+    let usual = understand("").pools()[0].config.clone().unwrap().keeping;
+    assert_eq!(usual, Keeping::default());
+}
+
+#[test]
+fn what_says_nothing_of_what_is_kept_is_a_mistake_of_its_line() {
+    let number = "is not a whole number from 0 to 4294967295";
+    let period = "it is not a length of time: ";
+    for (key, value, wrong) in [
+        ("revisions_to_keep", "-1", format!("`-1` {number}")),
+        ("revisions_to_keep", "+1", format!("`+1` {number}")),
+        ("revisions_to_keep", "many", format!("`many` {number}")),
+        ("revisions_to_keep", "", format!("`` {number}")),
+        (
+            "revisions_to_keep",
+            "4294967296",
+            format!("`4294967296` {number}"),
+        ),
+        (
+            "trash_keep",
+            "24",
+            format!("{period}`24` has no unit: s, m, h, d or w"),
+        ),
+        (
+            "trash_keep",
+            "-1h",
+            format!("{period}`-1h` is no length of time such as `90m`, `24h`, `7d` or `0`"),
+        ),
+        (
+            "trash_keep",
+            "101w1d",
+            format!("{period}`101w1d` is no length of time such as `90m`, `24h`, `7d` or `0`"),
+        ),
+        (
+            "trash_keep",
+            "99999d",
+            format!("{period}`99999d` is more than 100 years"),
+        ),
+    ] {
+        let conf = understand(format!(
+            "[a]\ndriver = file\ndir_path = /a\n{key} = {value}\n[b]\ndriver = file\ndir_path = /b\n"
+        ));
+        let expected = format!("/etc/storage.conf:4: [a] {key}: {wrong}");
+        assert_eq!(fault(&conf, "a"), expected);
+        assert!(conf.pool(&name("b")).unwrap().config.is_ok());
+        let conf = understand(format!("[DEFAULT]\n{key} = {value}\n"));
+        let expected = format!("/etc/storage.conf:2: [DEFAULT] {key}: {wrong}");
+        assert_eq!(fault(&conf, "default"), expected);
     }
 }
 

@@ -12,7 +12,7 @@ use super::pool::ExternalPool;
 use super::protocol::{
     Capabilities, CapabilityPower, DIRECTORY, ErrorBody, Operation, PROTOCOL, Request,
 };
-use crate::config::PoolConfig;
+use crate::config::{Keeping, PoolConfig};
 use crate::registry::{Driver, DriverInfo, DriverOption, Power};
 use crate::{FirstUse, Pool, PoolError};
 
@@ -131,7 +131,7 @@ fn check(capabilities: &Capabilities) -> Result<(), DriverFault> {
         if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(small) {
             return wrong(format!("no option can be called `{}`", name.escape_debug()));
         }
-        if TAKEN.contains(&name.as_str()) {
+        if TAKEN.contains(&name.as_str()) || Keeping::has(name) {
             return wrong(format!("{name} is an option of every pool"));
         }
         if !names.insert(name) {
