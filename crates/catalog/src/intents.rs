@@ -97,6 +97,13 @@ pub enum Intent {
         /// The root volume, where this deploy makes it.
         root: Option<VolumeId>,
     },
+    /// A machine is being made of the volumes of another; its record, and theirs, is `Creating`.
+    CloneMachine {
+        /// The machine that is made.
+        machine: MachineId,
+        /// Its volumes, all of which are made for it.
+        volumes: Vec<VolumeId>,
+    },
     /// A machine is being removed; its record is `Deleting`.
     DeleteMachine {
         /// The machine.
@@ -110,7 +117,7 @@ impl Intent {
     /// The volumes whose locks its owner holds.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeId> {
-        match *self {
+        match self {
             Intent::CreateVolume { volume }
             | Intent::DeleteVolume { volume }
             | Intent::GrowVolume { volume, .. }
@@ -118,10 +125,11 @@ impl Intent {
             | Intent::AfterStop { volume, .. }
             | Intent::RevertVolume { volume }
             | Intent::CreateImageCopy { volume }
-            | Intent::DeleteImageCopy { volume } => vec![volume],
+            | Intent::DeleteImageCopy { volume } => vec![*volume],
             Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
-                root.into_iter().collect()
+                root.iter().copied().collect()
             }
+            Intent::CloneMachine { volumes, .. } => volumes.clone(),
             // To let the machine go its own lock is enough, whoever has the volume's.
             Intent::SnapshotHeld { .. } => Vec::new(),
         }
@@ -132,6 +140,7 @@ impl Intent {
     pub fn machine(&self) -> Option<MachineId> {
         match *self {
             Intent::DeployMachine { machine, .. }
+            | Intent::CloneMachine { machine, .. }
             | Intent::DeleteMachine { machine, .. }
             | Intent::SnapshotHeld { machine, .. } => Some(machine),
             Intent::CreateVolume { .. }

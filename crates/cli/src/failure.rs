@@ -119,6 +119,8 @@ pub(crate) enum Code {
     MachineActive,
     MachineInactive,
     VolumeInUse,
+    MachineInUse,
+    CloneName,
     NoSuchSnapshot,
     SnapshotExists,
     SnapshotPinned,
@@ -229,7 +231,11 @@ fn code(error: &Error) -> Code {
         Error::MachineActive { .. } => Code::MachineActive,
         Error::MachineInactive { .. } => Code::MachineInactive,
         Error::VolumeInUse { .. } => Code::VolumeInUse,
-        Error::NoSuchSnapshot { .. } | Error::NoSnapshots { .. } => Code::NoSuchSnapshot,
+        Error::MachineInUse { .. } => Code::MachineInUse,
+        Error::CloneName { .. } => Code::CloneName,
+        Error::NoSuchSnapshot { .. }
+        | Error::NoSnapshots { .. }
+        | Error::SnapshotMissing { .. } => Code::NoSuchSnapshot,
         Error::SnapshotTaken { .. } => Code::SnapshotExists,
         Error::SnapshotPinned { .. } | Error::VolumePinned { .. } => Code::SnapshotPinned,
         Error::PoolLacks { .. } => Code::PoolLacksPower,

@@ -62,6 +62,9 @@ fn engine_hint(error: &Error) -> Option<String> {
             _ => format!("sistemo machine status {machine}"),
         },
         Error::VolumeInUse { .. }
+        | Error::MachineInUse { .. }
+        | Error::SnapshotMissing { .. }
+        | Error::CloneName { .. }
         | Error::NoSuchSnapshot { .. }
         | Error::NoSnapshots { .. }
         | Error::SnapshotTaken { .. }
@@ -159,6 +162,19 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::VolumeInUse { volume, action, .. } => format!(
             "sistemo volume snapshot create {volume}, then {action} that with --snapshot NAME"
         ),
+        Error::MachineInUse {
+            machine, action, ..
+        } => format!(
+            "sistemo machine stop {machine}; or `sistemo machine snapshot {machine}`, then \
+             {action} that with --snapshot NAME"
+        ),
+        Error::SnapshotMissing {
+            machine, volumes, ..
+        } => match volumes.as_slice() {
+            [volume] => format!("sistemo volume snapshot list {volume}"),
+            _ => format!("sistemo machine snapshot {machine}"),
+        },
+        Error::CloneName { volume, .. } => format!("sistemo volume rename {volume} SHORTER"),
         Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
         Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
         Error::SnapshotTaken { .. } => "choose another name".to_owned(),

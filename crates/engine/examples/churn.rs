@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use sistemo::clones::NewClone;
 use sistemo::exchange::NewImported;
-use sistemo::machines::{Deploy, DeploySource, StartMode, Storage};
+use sistemo::machines::{Deploy, DeploySource, NewMachineClone, StartMode, Storage};
 use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent};
@@ -109,6 +109,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         step(&format!("deploy {machine} {renamed}"), || {
             engine.deploy(&deploy)
         })?;
+        clone_machine(&engine, &machine, &renamed)?;
         if round % 3 != 2 {
             step(&format!("undeploy {machine}"), || {
                 engine.delete_machine(&Reference::from(machine.as_str()), Storage::RemoveRoot)
@@ -120,6 +121,30 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
         }
     }
+    Ok(())
+}
+
+/// Clones a machine, and deletes the clone and that of its data volume.
+fn clone_machine(engine: &Engine, machine: &str, volume: &str) -> Result<(), Box<dyn Error>> {
+    let twin = format!("{machine}-twin");
+    let copied = format!("{twin}-{volume}");
+    let clone = NewMachineClone {
+        source: Reference::from(machine),
+        name: twin.parse()?,
+        snapshot: None,
+        pool: None,
+        expose: Vec::new(),
+        start: StartMode::Created,
+    };
+    step(&format!("clone-machine {machine} {volume}"), || {
+        engine.clone_machine(&clone)
+    })?;
+    step(&format!("undeploy {twin}"), || {
+        engine.delete_machine(&Reference::from(twin.as_str()), Storage::RemoveRoot)
+    })?;
+    step(&format!("delete {copied}"), || {
+        engine.delete_volume(&Reference::from(copied.as_str()))
+    })?;
     Ok(())
 }
 

@@ -4,8 +4,8 @@ use std::fs::File;
 
 use sistemo_host::sparse::CopyPath;
 use sistemo_model::{
-    Bytes, History, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId,
-    VolumeName,
+    Bytes, CloneOrigin, History, Lifecycle, PoolName, Reference, SnapshotName, Timestamp, Volume,
+    VolumeId, VolumeName,
 };
 use sistemo_pools::{Content, Cost, Draft, Origin, Pool, PoolError, Way};
 
@@ -61,22 +61,11 @@ impl Engine {
         held.locks
             .add_volumes([id])
             .map_err(|error| self.named(error))?;
-        let now = Timestamp::now();
         let kernels = match &source.boot {
             Some(boot) => Some(self.hold_kernels(Some(boot))?),
             None => None,
         };
-        let clone = Volume {
-            id,
-            name: new.name.clone(),
-            size: held.size,
-            pool: pool_name,
-            history: History::default(),
-            lifecycle: Lifecycle::Creating,
-            created: now,
-            modified: now,
-            ..source.clone()
-        };
+        let clone = held.record_of_clone(id, new.name.clone(), pool_name);
         let (clone, intent) = self.record_new(clone, false)?;
         drop(kernels);
         self.reporter
@@ -95,22 +84,20 @@ impl Engine {
     }
 
     /// Makes the volume of a clone; returns how, and how many bytes were copied.
-    fn fill_clone(&self, source: &Source<'_>, clone: &Volume) -> Result<(Way, u64)> {
-        let (volume, from) = (&source.volume, source.pool.as_ref());
+    pub(crate) fn fill_clone(&self, source: &Source<'_>, clone: &Volume) -> Result<(Way, u64)> {
+        let volume = &source.volume;
         let pool = self.pool(&clone.pool)?;
         let mut copied = 0;
         let mut progress = |done, total| {
             copied = done;
             self.reporter.progress(done, total);
         };
-        let action = || format!("clone volume {}", volume.name);
-        let unreadable = |error| pool_error(volume, "read", error);
+        if let Some(needed) = room_for_clone(source, pool.as_ref())? {
+            let action = || format!("clone volume {}", volume.name);
+            require_room(pool.as_ref(), needed, action)?;
+        }
         let fail = |error| pool_error(clone, "create", error);
         if let Some(power) = pool.clones().filter(|_| volume.pool == clone.pool) {
-            if power.clone_cost() == Cost::Copy {
-                let needed = data_bytes(source.content()?.as_ref()).map_err(unreadable)?;
-                require_room(pool.as_ref(), needed, action)?;
-            }
             let origin = Origin {
                 volume: volume.id,
                 snapshot: source.snapshot,
@@ -121,10 +108,6 @@ impl Engine {
             return Ok((way, copied));
         }
         let (raw, content) = (source.raw_file()?, source.content()?);
-        if raw.is_none() || !on_one_filesystem(from, pool.as_ref()) {
-            let needed = data_bytes(content.as_ref()).map_err(unreadable)?;
-            require_room(pool.as_ref(), needed, action)?;
-        }
         let mut draft = pool.draft(&description(clone)).map_err(fail)?;
         let filled = fill(
             draft.as_mut(),
@@ -136,6 +119,46 @@ impl Engine {
         draft.commit().map_err(fail)?;
         Ok((way, copied))
     }
+}
+
+impl Source<'_> {
+    /// The record of a clone that is about to be made of it.
+    pub(crate) fn record_of_clone(&self, id: VolumeId, name: VolumeName, pool: PoolName) -> Volume {
+        let now = Timestamp::now();
+        let origin = CloneOrigin {
+            volume: self.volume.id,
+            as_of: self.as_of,
+        };
+        Volume {
+            id,
+            name,
+            size: self.size,
+            pool,
+            history: History {
+                origin: Some(origin),
+                ..History::default()
+            },
+            lifecycle: Lifecycle::Creating,
+            created: now,
+            modified: now,
+            ..self.volume.clone()
+        }
+    }
+}
+
+/// How many bytes a clone takes in a pool where it is sure to be a copy; `None` where nothing is
+/// copied, or only the copying tells.
+pub(crate) fn room_for_clone(source: &Source<'_>, pool: &dyn Pool) -> Result<Option<u64>> {
+    let copies = match pool.clones().filter(|_| source.volume.pool == *pool.name()) {
+        Some(power) => power.clone_cost() == Cost::Copy,
+        None => source.raw_file()?.is_none() || !on_one_filesystem(source.pool.as_ref(), pool),
+    };
+    if !copies {
+        return Ok(None);
+    }
+    let needed = data_bytes(source.content()?.as_ref())
+        .map_err(|error| pool_error(&source.volume, "read", error))?;
+    Ok(Some(needed))
 }
 
 fn fill(

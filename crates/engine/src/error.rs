@@ -11,8 +11,8 @@ use sistemo_host::directory::FileError;
 use sistemo_host::program::ProgramError;
 use sistemo_images::Error as ImageError;
 use sistemo_model::{
-    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, PoolName, SnapshotName,
-    VolumeName,
+    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, NameError, PoolName,
+    SnapshotName, VolumeName,
 };
 use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{ConfError, Fault, PoolError};
@@ -218,6 +218,40 @@ pub enum Error {
         machine: MachineName,
         /// What was asked for: `clone` or `export`.
         action: &'static str,
+    },
+    /// A machine that is active writes to its volumes, so they cannot be read as they are now.
+    #[error("machine {machine} is {state}: cannot {action} it as it is now")]
+    MachineInUse {
+        /// The machine.
+        machine: MachineName,
+        /// What it is doing.
+        state: MachineState,
+        /// What was asked for: `clone`.
+        action: &'static str,
+    },
+    /// Not all volumes of a machine have a snapshot of that name.
+    #[error(
+        "machine {machine} has no snapshot {snapshot}: {} no such snapshot",
+        lack(volumes)
+    )]
+    SnapshotMissing {
+        /// The machine.
+        machine: MachineName,
+        /// The name.
+        snapshot: SnapshotName,
+        /// The volumes that have none of that name.
+        volumes: Vec<VolumeName>,
+    },
+    /// What a clone of a volume would be called is no name.
+    #[error("a clone of volume {volume} cannot be named after machine {machine}")]
+    CloneName {
+        /// The volume.
+        volume: VolumeName,
+        /// The machine that is to have the clone.
+        machine: MachineName,
+        /// What is wrong with the name.
+        #[source]
+        source: NameError,
     },
     /// The volume has no snapshot of that name.
     #[error("volume {volume} has no snapshot {snapshot}")]
@@ -632,6 +666,15 @@ pub enum Error {
 fn listed(names: &[SnapshotName]) -> String {
     let names: Vec<&str> = names.iter().map(SnapshotName::as_str).collect();
     names.join(", ")
+}
+
+/// `volume a has`, `volumes a, b have`.
+fn lack(volumes: &[VolumeName]) -> String {
+    let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
+    match names.as_slice() {
+        [one] => format!("volume {one} has"),
+        several => format!("volumes {} have", several.join(", ")),
+    }
 }
 
 fn last_words(console: &str) -> String {

@@ -128,15 +128,25 @@ impl Engine {
                 root,
             } => {
                 let name = machine(*made)?.name;
-                self.forget_machine(*made, *root, id)?;
+                self.forget_machine(*made, root.as_slice(), id)?;
                 Ok(format!("removed machine {name}, which was never finished"))
+            }
+            Intent::CloneMachine {
+                machine: made,
+                volumes,
+            } => {
+                let name = machine(*made)?.name;
+                self.forget_machine(*made, volumes, id)?;
+                Ok(format!(
+                    "removed machine {name} and its volumes, a clone that was never finished"
+                ))
             }
             Intent::DeleteMachine {
                 machine: deleted,
                 root,
             } => {
                 let name = machine(*deleted)?.name;
-                self.forget_machine(*deleted, *root, id)?;
+                self.forget_machine(*deleted, root.as_slice(), id)?;
                 Ok(format!("finished deleting machine {name}"))
             }
         }

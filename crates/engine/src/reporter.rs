@@ -67,6 +67,25 @@ pub enum Notice {
         /// The machine that holds it.
         machine: MachineName,
     },
+    /// A machine that was made of another does not expose ports that the other does.
+    PortsNotPassedOn {
+        /// The new machine.
+        machine: MachineName,
+        /// The machine it was made of.
+        source: MachineName,
+        /// The guest ports.
+        ports: Vec<u16>,
+    },
+    /// The guest of a machine that was made of another cannot be told all of who it is.
+    IdentityNotTold {
+        /// The new machine.
+        machine: MachineName,
+        /// The machine it was made of.
+        source: MachineName,
+        /// Whether it boots by the firmware of its own disk, so that it has no kernel command
+        /// line of ours.
+        by_firmware: bool,
+    },
     /// Guests run much slower than they could.
     SlowAccelerator {
         /// Why.
@@ -121,6 +140,37 @@ impl fmt::Display for Notice {
             Notice::RevertedAlone { volume, machine } => write!(
                 f,
                 "only {volume} goes back: the other volumes of {machine} stay as they are"
+            ),
+            Notice::PortsNotPassedOn {
+                machine,
+                source,
+                ports,
+            } => {
+                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "{source} keeps the host's ports that lead to its guest's {}; {machine} exposes \
+                     none of them",
+                    ports.join(", ")
+                )
+            }
+            Notice::IdentityNotTold {
+                machine,
+                source,
+                by_firmware: true,
+            } => write!(
+                f,
+                "{machine} boots from its own disk: host name, machine-id and SSH host keys are \
+                 those of {source} until they are changed in the guest"
+            ),
+            Notice::IdentityNotTold {
+                machine,
+                source,
+                by_firmware: false,
+            } => write!(
+                f,
+                "{machine} is of an imported image: its SSH host keys are those of {source}, \
+                 unless its system makes new ones for another machine-id"
             ),
             Notice::SlowAccelerator { reason } => {
                 write!(f, "the guest runs without hardware acceleration: {reason}")

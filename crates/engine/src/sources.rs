@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use sistemo_catalog::LockSet;
-use sistemo_model::{Access, Bytes, Reference, SnapshotName, Volume};
+use sistemo_model::{Access, Bytes, Reference, SnapshotName, Timestamp, Volume};
 use sistemo_pools::{Content, Location, Pool, PoolError};
 
 use crate::engine::Engine;
@@ -18,6 +18,9 @@ pub(crate) struct Source<'a> {
     pub(crate) pool: Arc<dyn Pool>,
     /// Its virtual size.
     pub(crate) size: Bytes,
+    /// When the volume held this.
+    pub(crate) as_of: Timestamp,
+    /// The locks that are held for it alone; none where its caller holds them.
     pub(crate) locks: LockSet,
 }
 
@@ -34,21 +37,39 @@ impl Engine {
         snapshot: Option<&'a SnapshotName>,
         action: &'static str,
     ) -> Result<Source<'a>> {
-        let (volume, locks, size);
-        if let Some(name) = snapshot {
+        let (volume, locks);
+        if snapshot.is_some() {
             (volume, locks) = self.hold_volume_alone(reference)?;
-            size = self.find_snapshot(&volume, name)?.size;
         } else {
             let held = self.hold_to_read(reference, action)?;
-            self.refuse_damaged(held.volume.id)?;
-            size = held.volume.size;
             (volume, locks) = (held.volume, held.locks);
         }
+        self.source_of(volume, snapshot, locks)
+    }
+
+    /// A volume, or a snapshot of it, whose locks are held.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, or the volume is damaged.
+    pub(crate) fn source_of<'a>(
+        &self,
+        volume: Volume,
+        snapshot: Option<&'a SnapshotName>,
+        locks: LockSet,
+    ) -> Result<Source<'a>> {
+        let (size, as_of) = if let Some(name) = snapshot {
+            let found = self.find_snapshot(&volume, name)?;
+            (found.size, found.created)
+        } else {
+            self.refuse_damaged(volume.id)?;
+            (volume.size, Timestamp::now())
+        };
         Ok(Source {
             pool: self.pool(&volume.pool)?,
             volume,
             snapshot,
             size,
+            as_of,
             locks,
         })
     }

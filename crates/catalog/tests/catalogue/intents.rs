@@ -30,6 +30,10 @@ fn one_of_each() -> Vec<Intent> {
             machine,
             root: None,
         },
+        Intent::CloneMachine {
+            machine,
+            volumes: vec![volume, VolumeId::random()],
+        },
         Intent::DeleteMachine { machine, root },
         Intent::DeleteMachine {
             machine,

@@ -22,6 +22,7 @@ use crate::output::{Described, GOOD, NOTABLE, PLAIN, Shown};
 use crate::session::Session;
 
 mod changes;
+mod clone;
 mod console;
 mod deploy;
 mod logs;
@@ -97,6 +98,17 @@ Examples:
   sistemo machine deploy --volume db1-root --name db2     # boots the preserved root"
     )]
     Delete(Delete),
+    /// Make a machine with clones of all volumes of another
+    ///
+    /// The clone has an identity of its own: ID and machine-id, host name, SSH host keys, MAC
+    /// address and SSH port. The machine must be stopped, unless a snapshot is cloned that each
+    /// of its volumes has. The clone is not started, unless --start is given.
+    #[command(after_help = "\
+Examples:
+  sistemo machine clone db1 db2
+  sistemo machine clone db1 db2 --snapshot before-upgrade --start
+  sistemo machine clone web web2 -P fast --expose 8081:80")]
+    Clone(clone::Clone),
     /// Open a shell on a machine over SSH, or run a command there as ssh does
     ///
     /// Everything after the machine belongs to the command. The exit status is that of ssh(1).
@@ -346,6 +358,7 @@ impl Command {
                 output.one(&engine()?.rename_machine(&machine, &name)?)?;
             }
             Command::Delete(delete) => delete.run(&engine()?, session)?,
+            Command::Clone(clone) => clone.run(&engine()?, session)?,
             Command::Logs(logs) => logs.run(&engine()?, session)?,
             Command::Console(Named { machine }) => console::run(&machine, session)?,
             Command::Volume(VolumeCommand::Attach {

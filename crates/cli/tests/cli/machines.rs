@@ -329,3 +329,22 @@ fn autostart_and_autostop_have_nothing_to_do_where_nothing_is_to_be_done() {
         );
     }
 }
+
+#[test]
+fn the_clone_of_a_machine() {
+    let environment = Environment::with_machine();
+    environment.ok("volume create 16M --name pgdata --fs none");
+    environment.ok("machine volume attach db1 pgdata");
+    environment.ok("machine set db1 expose=8080:80");
+    let scene = environment.scene(&[
+        "machine clone db1 db2",
+        "machine status db2",
+        "machine clone db1 db2",
+        "machine clone db1 db3 --snapshot none",
+        "machine clone db1 Db3",
+        "machine clone db1 db3 --no-wait",
+    ]);
+    // How the data is kept depends on where the tests run.
+    let scene = scene.replace("(reflink)", "(copied, 0 B)");
+    environment.assert_snapshot("the_clone_of_a_machine", &scene);
+}

@@ -103,16 +103,16 @@ impl Engine {
             };
             Ok::<_, Error>(session.begin(&intent)?)
         })?;
-        self.forget_machine(machine.id, root, intent)?;
+        self.forget_machine(machine.id, root.as_slice(), intent)?;
         Ok(deletion)
     }
 
-    /// Removes what there is of a machine, and of the root volume that goes with it. Each step
-    /// may have been done before.
+    /// Removes what there is of a machine, and of the volumes that go with it. Each step may have
+    /// been done before.
     pub(crate) fn forget_machine(
         &self,
         id: MachineId,
-        root: Option<VolumeId>,
+        volumes: &[VolumeId],
         intent: IntentId,
     ) -> Result<()> {
         let machine = self.catalogue.read(|session| session.machine(id))?;
@@ -125,14 +125,12 @@ impl Engine {
                 action,
             });
         }
-        let root = root
-            .map(|root| self.catalogue.read(|session| session.volume(root)))
-            .transpose()?;
-        if let Some(root) = &root {
+        for volume in volumes {
+            let volume = self.catalogue.read(|session| session.volume(*volume))?;
             let _ = self
-                .pool(&root.pool)?
-                .remove(root.id)
-                .map_err(|source| pool_error(root, "remove", source))?;
+                .pool(&volume.pool)?
+                .remove(volume.id)
+                .map_err(|source| pool_error(&volume, "remove", source))?;
         }
         let runtime = self.runtime(id);
         match std::fs::remove_dir_all(&runtime) {
@@ -147,8 +145,8 @@ impl Engine {
         }
         self.catalogue.write(|session| {
             session.delete_machine(id)?;
-            if let Some(root) = &root {
-                session.delete_volume(root.id)?;
+            for volume in volumes {
+                session.delete_volume(*volume)?;
             }
             Ok(session.finish(intent)?)
         })

@@ -182,7 +182,8 @@ impl Engine {
         existing.try_for_each(|volume| self.refuse_damaged(volume.id))?;
         let (machine, made, intent) = self.record(&plan)?;
         if let Err(error) = self.build(&plan, made.as_ref(), &held, intent) {
-            let undone = self.forget_machine(id, made.map(|volume| volume.id), intent);
+            let made = made.map(|volume| volume.id);
+            let undone = self.forget_machine(id, made.as_slice(), intent);
             self.undo_after(&error, undone);
             return Err(error);
         }
@@ -469,7 +470,7 @@ impl Engine {
 }
 
 /// What a machine of that name would collide with.
-fn taken(
+pub(super) fn taken(
     session: &Session<'_>,
     name: &MachineName,
     makes_root: bool,

@@ -3,6 +3,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `deploy` | a new machine with its root volume |
+//! | `clone` | a new machine with clones of another's volumes |
 //! | `start` | starting, and starting a machine's monitor |
 //! | `stop` | stopping and restarting |
 //! | `after_stop` | what a stop says about the machine's volumes, and what is done about it |
@@ -19,6 +20,7 @@
 mod after_stop;
 mod attachments;
 mod change;
+mod clone;
 mod console;
 mod delete;
 mod deploy;
@@ -44,6 +46,7 @@ use sistemo_model::{
 use sistemo_vmm::{Control, VmmError};
 
 pub use change::MachineChanges;
+pub use clone::{ClonedMachine, ClonedVolume, NewMachineClone};
 pub use delete::{Deletion, Storage};
 pub use deploy::{Deploy, DeploySource, StartMode};
 pub use start::Wait;
@@ -297,10 +300,14 @@ impl Engine {
         }
     }
 
-    /// Takes the locks of a machine and of volumes, in the order that cannot deadlock.
-    pub(crate) fn hold(&self, machine: Option<MachineId>, volumes: &[VolumeId]) -> Result<LockSet> {
+    /// Takes the locks of machines and of volumes, in the order that cannot deadlock.
+    pub(crate) fn hold(
+        &self,
+        machines: impl IntoIterator<Item = MachineId>,
+        volumes: &[VolumeId],
+    ) -> Result<LockSet> {
         let mut set = self.locks.set(self.purpose());
-        set.add_machines(machine)
+        set.add_machines(machines)
             .and_then(|()| set.add_volumes(volumes.iter().copied()))
             .map_err(|error| self.named(error))?;
         // Whoever had them before us may have been killed with something begun.

@@ -11,6 +11,7 @@ mod exchange;
 mod fixture;
 mod image_copies;
 mod images;
+mod machine_clones;
 mod machines;
 mod pools;
 mod recovery;

@@ -116,6 +116,7 @@ impl World {
                 };
                 self.volumes.insert(format!("{name}-root"), root);
             }
+            ["clone-machine", name, volume] => self.clone_machine(name, volume),
             ["undeploy", name] => {
                 assert!(self.machines.remove(name), "{line}");
                 self.volumes.remove(&format!("{name}-root")).unwrap();
@@ -128,6 +129,24 @@ impl World {
             }
             _ => panic!("what is `{line}`?"),
         }
+    }
+
+    /// A machine with clones of a machine's root and of a volume.
+    fn clone_machine(&mut self, name: &str, volume: &str) {
+        let twin = format!("{name}-twin");
+        let sources = [
+            (format!("{name}-root"), "root"),
+            (volume.to_owned(), volume),
+        ];
+        for (source, clone) in sources {
+            let clone_of_it = Kept {
+                machine: Some(twin.clone()),
+                snapshots: BTreeMap::new(),
+                ..self.volume(&source).clone()
+            };
+            self.volumes.insert(format!("{twin}-{clone}"), clone_of_it);
+        }
+        self.machines.insert(twin);
     }
 
     fn volume(&mut self, name: &str) -> &mut Kept {

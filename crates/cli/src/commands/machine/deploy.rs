@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueHint};
-use sistemo::machines::{self, DeploySource, StartMode};
+use sistemo::machines::{self, DeploySource, MachineView, StartMode};
 use sistemo::model::{
     Bytes, Exposure, ImageName, MachineName, PoolName, Reference, VcpuCount, VmmChoice,
 };
@@ -162,14 +162,19 @@ impl Deploy {
             vmm: self.vmm,
             start,
         })?;
-        let next = match start {
-            StartMode::Created => "start it with `sistemo machine start",
-            StartMode::Started => "watch it boot with `sistemo machine logs -f",
-            StartMode::Answering => "log in with `sistemo machine ssh",
-        };
-        session.output.note(&format!("{next} {}`", machine.name));
+        say_what_comes_next(session, start, &machine);
         session.output.one(&machine)
     }
+}
+
+/// Tells what to do with a new machine that was started so far.
+pub(super) fn say_what_comes_next(session: &Session, start: StartMode, machine: &MachineView) {
+    let next = match start {
+        StartMode::Created => "start it with `sistemo machine start",
+        StartMode::Started => "watch it boot with `sistemo machine logs -f",
+        StartMode::Answering => "log in with `sistemo machine ssh",
+    };
+    session.output.note(&format!("{next} {}`", machine.name));
 }
 
 #[cfg(test)]
