@@ -119,6 +119,15 @@ pub struct Ended {
     pub stderr: String,
 }
 
+/// How a program ended, well or not, and all that it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transcript {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output and error, in the order in which it wrote them.
+    pub text: String,
+}
+
 /// A program to be run, built up like [`std::process::Command`].
 ///
 /// It starts with an empty standard input, `LC_ALL=C`, and none of our open files but those
@@ -381,6 +390,41 @@ impl Program {
         let (stdout, stderr) = (read(stdout).map_err(fail)?, read(stderr).map_err(fail)?);
         let kept = keep_last_lines(stderr.as_slice(), &mut |_| {}).map_err(fail)?;
         ended(name, status, stdout, kept)
+    }
+
+    /// Runs it to its end, whatever its status, and returns all that it said, up to 64 MiB. For
+    /// programs that find something wrong and say so. What it says goes where it cannot break, as
+    /// in [`Program::run_undisturbed`].
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn transcribe(self) -> Result<Transcript, ProgramError> {
+        let path = self.path.clone();
+        let fail = |source| ProgramError::Start {
+            path: path.clone(),
+            source,
+        };
+        let mut said = rustix::fs::memfd_create("said", MemfdFlags::CLOEXEC)
+            .map(File::from)
+            .map_err(|error| fail(error.into()))?;
+        let (mut command, _) = self.into_command()?;
+        // Two descriptors of one open file: what is written to either goes behind the other's.
+        command
+            .stdin(Stdio::null())
+            .stdout(said.try_clone().map_err(fail)?)
+            .stderr(said.try_clone().map_err(fail)?);
+        let status = command
+            .status()
+            .map_err(|source| start_error(&path, source))?;
+        let mut text = Vec::new();
+        said.rewind().map_err(fail)?;
+        said.take(LONGEST_OUTPUT)
+            .read_to_end(&mut text)
+            .map_err(fail)?;
+        Ok(Transcript {
+            status,
+            text: String::from_utf8_lossy(&text).into_owned(),
+        })
     }
 
     /// Runs a program that is not trusted to end, nor to be brief, and returns how it ended,
@@ -924,6 +968,16 @@ mod tests {
 
     fn shell(script: &str) -> Program {
         Program::find("sh").unwrap().args(["-c", script])
+    }
+
+    #[test]
+    fn a_transcript_has_all_that_was_said_in_order_whatever_the_status() {
+        let script = "for n in $(seq 40); do echo $n; echo oops $n >&2; done; exit 4";
+        let transcript = shell(script).transcribe().unwrap();
+        assert_eq!(transcript.status.code(), Some(4));
+        let lines: Vec<_> = transcript.text.lines().collect();
+        assert_eq!(lines.len(), 80);
+        assert_eq!(lines[..4], ["1", "oops 1", "2", "oops 2"]);
     }
 
     #[test]
