@@ -1,6 +1,8 @@
 //! What to type next after a failure.
 
+use sistemo::care::Obstacle;
 use sistemo::doctor::package_of;
+use sistemo::model::VolumeName;
 use sistemo::settings::SettingsError;
 use sistemo::{ConfError, Error, Kind, causes};
 
@@ -80,6 +82,9 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::StorageTooSmall { .. }
         | Error::MemoryOutOfRange { .. }
         | Error::PortUnavailable { .. } => return range_hint(error),
+        Error::NotRepairable {
+            volume, obstacle, ..
+        } => repair_hint(volume, obstacle),
         Error::NotAnswering { machine, .. }
         | Error::EndedEarly { machine, .. }
         | Error::Ssh { machine } => {
@@ -154,6 +159,20 @@ fn range_hint(error: &Error) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// What to do about what cannot be mended here.
+fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
+    match obstacle {
+        Obstacle::DirtyLog => {
+            format!("start the machine that mounts {volume}, stop it, and check again")
+        }
+        Obstacle::NoSafeRepair => format!(
+            "copy what can be read in a machine that mounts it read-only, or go back: \
+             `sistemo volume revert {volume}`"
+        ),
+        Obstacle::Data(_) => format!("go back to a snapshot: `sistemo volume revert {volume}`"),
+    }
 }
 
 /// What to type next after a failure with snapshots, clones and files.

@@ -47,23 +47,31 @@ const fn useful(program: &'static str, package: &'static str, purpose: &'static 
     }
 }
 
-const NEEDED: [Needed; 14] = [
+const NEEDED: [Needed; 18] = [
     needed("mkfs.ext4", "e2fsprogs", "making volumes"),
     needed("ssh", "openssh-client", "reaching machines"),
     needed("ssh-keygen", "openssh-client", "the SSH key"),
     needed("mmdebstrap", "mmdebstrap", "building images"),
     needed("unshare", "util-linux", "building images"),
     useful("qemu-img", "qemu-utils", "importing qcow2 files"),
-    useful("e2fsck", "e2fsprogs", "growing filesystems"),
+    useful("e2fsck", "e2fsprogs", "growing and checking filesystems"),
     useful("resize2fs", "e2fsprogs", "growing filesystems"),
     useful(
         "qemu-storage-daemon",
         "qemu-system-common",
-        "growing filesystems in qcow2 files",
+        "growing and checking filesystems in qcow2 files",
     ),
-    useful("fusermount3", "fuse3", "growing filesystems in qcow2 files"),
+    useful(
+        "fusermount3",
+        "fuse3",
+        "growing and checking filesystems in qcow2 files",
+    ),
+    useful("dumpe2fs", "e2fsprogs", "trimming volumes"),
     useful("mkfs.xfs", "xfsprogs", "XFS volumes"),
+    useful("xfs_repair", "xfsprogs", "checking XFS volumes"),
+    useful("xfs_db", "xfsprogs", "trimming XFS volumes"),
     useful("mkfs.btrfs", "btrfs-progs", "btrfs volumes"),
+    useful("btrfs", "btrfs-progs", "checking btrfs volumes"),
     // Only an ordinary user's build needs these, which has a check of its own.
     useful("newuidmap", "uidmap", "building images as an ordinary user"),
     useful("newgidmap", "uidmap", "building images as an ordinary user"),

@@ -18,6 +18,7 @@ use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{ConfError, Fault, PoolError};
 use sistemo_vmm::VmmError;
 
+use crate::care::Obstacle;
 use crate::pools::PlaceConflict;
 use crate::settings::{Origin, SettingsError};
 
@@ -366,6 +367,16 @@ pub enum Error {
         /// Why not.
         reason: &'static str,
     },
+    /// What is wrong with a volume cannot be mended here.
+    #[error("the {what} of volume {volume} cannot be repaired: {obstacle}")]
+    NotRepairable {
+        /// The volume.
+        volume: VolumeName,
+        /// `data` or `filesystem`.
+        what: &'static str,
+        /// Why not.
+        obstacle: Obstacle,
+    },
     /// The root volume would be smaller than the image.
     #[error("image {image} needs {needed}; a root volume of {asked} is too small")]
     StorageTooSmall {
@@ -568,7 +579,7 @@ pub enum Error {
     /// A program that makes or checks a filesystem failed or is missing.
     #[error("cannot {action} {filesystem} on volume {volume}")]
     FilesystemProgram {
-        /// `make` or `grow`.
+        /// `make`, `grow`, `check` or `repair`.
         action: &'static str,
         /// The filesystem.
         filesystem: Filesystem,

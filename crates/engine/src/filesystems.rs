@@ -65,15 +65,30 @@ fn label(filesystem: Filesystem, volume: &VolumeName) -> &str {
 /// Why the filesystem on a volume cannot be grown from outside; `None` where it can: an ext4 on
 /// the bare volume that was unmounted cleanly.
 pub(crate) fn obstacle_to_growing(superblock: &[u8; SUPERBLOCK_LENGTH]) -> Option<&'static str> {
-    let word = |at: usize| u16::from_le_bytes([superblock[at], superblock[at + 1]]);
-    let long = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
-    if word(MAGIC.0) != MAGIC.1 {
+    if !is_ext4(superblock) {
         Some("it holds no ext4 on the bare volume")
-    } else if word(STATE) & VALID == 0 || long(INCOMPATIBLE_FEATURES) & NEEDS_RECOVERY != 0 {
+    } else if !was_unmounted(superblock) {
         Some("it was not unmounted cleanly")
     } else {
         None
     }
+}
+
+/// Whether this is the superblock of an ext2, ext3 or ext4.
+pub(crate) fn is_ext4(superblock: &[u8]) -> bool {
+    word(superblock, MAGIC.0) == Some(MAGIC.1)
+}
+
+/// Whether an ext4 was unmounted cleanly, going by its superblock.
+pub(crate) fn was_unmounted(superblock: &[u8]) -> bool {
+    let low = word(superblock, INCOMPATIBLE_FEATURES).map_or(0, u32::from);
+    let valid = word(superblock, STATE).is_some_and(|state| state & VALID != 0);
+    valid && low & NEEDS_RECOVERY == 0
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    let word = bytes.get(at..at + 2)?;
+    Some(u16::from_le_bytes(word.try_into().ok()?))
 }
 
 /// The free bytes that growing an ext4 by so much may take on the host: resize2fs 1.47 wrote
@@ -103,6 +118,6 @@ pub(crate) fn grow(path: &Path, held: &[BorrowedFd<'_>]) -> Result<(), ProgramEr
     program.run_undisturbed().map(drop)
 }
 
-fn inherit(program: Program, held: &[BorrowedFd<'_>]) -> Result<Program, ProgramError> {
+pub(crate) fn inherit(program: Program, held: &[BorrowedFd<'_>]) -> Result<Program, ProgramError> {
     held.iter().try_fold(program, Program::inherit)
 }

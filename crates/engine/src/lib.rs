@@ -10,6 +10,7 @@
 //! | [`clones`] | a new volume that holds what another does |
 //! | [`snapshots`] | keeping a volume as it is, and taking it back there |
 //! | [`history`] | what is known of a volume's past: pins |
+//! | [`care`] | checking, mending and trimming a volume, and what it takes |
 //! | [`exchange`] | a volume as a raw file, and a raw file as a volume |
 //! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
@@ -28,6 +29,7 @@
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
+pub mod care;
 pub mod clones;
 mod copying;
 mod disks;

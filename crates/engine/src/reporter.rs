@@ -86,6 +86,26 @@ pub enum Notice {
         /// line of ours.
         by_firmware: bool,
     },
+    /// The filesystem of a volume is repaired, and the volume could not be kept as it was without
+    /// a copy.
+    NothingKept {
+        /// The volume.
+        volume: VolumeName,
+        /// Its pool.
+        pool: PoolName,
+    },
+    /// The filesystem of a volume could not tell what it does not use.
+    OnlyZerosTrimmed {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        reason: String,
+    },
+    /// What was given back of a volume is still held by its snapshots.
+    SnapshotsHold {
+        /// The volume.
+        volume: VolumeName,
+    },
     /// Guests run much slower than they could.
     SlowAccelerator {
         /// Why.
@@ -171,6 +191,18 @@ impl fmt::Display for Notice {
                 f,
                 "{machine} is of an imported image: its SSH host keys are those of {source}, \
                  unless its system makes new ones for another machine-id"
+            ),
+            Notice::NothingKept { volume, pool } => write!(
+                f,
+                "no snapshot of {volume} was kept before its repair: pool {pool} has none that are instant"
+            ),
+            Notice::OnlyZerosTrimmed { volume, reason } => write!(
+                f,
+                "of {volume} only what holds zeros is given back: {reason}"
+            ),
+            Notice::SnapshotsHold { volume } => write!(
+                f,
+                "what snapshots of {volume} share with it stays until they are deleted"
             ),
             Notice::SlowAccelerator { reason } => {
                 write!(f, "the guest runs without hardware acceleration: {reason}")

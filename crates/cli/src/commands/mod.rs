@@ -21,7 +21,7 @@ pub(crate) mod volume;
 pub(crate) fn run(command: Command, session: &Session) -> Result<ExitCode, Failure> {
     let done = ExitCode::SUCCESS;
     match command {
-        Command::Volume(command) => command.run(session).map(|()| done),
+        Command::Volume(command) => command.run(session),
         Command::Machine(command) => command.run(session),
         Command::Image(command) => command.run(session).map(|()| done),
         Command::Pool(command) => command.run(session).map(|()| done),

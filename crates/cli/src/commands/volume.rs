@@ -1,10 +1,12 @@
 //! `sistemo volume …`
 
+mod care;
 mod clone;
 mod exchange;
 mod snapshot;
 
 use std::collections::HashSet;
+use std::process::ExitCode;
 
 use anstyle::Style;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -123,6 +125,36 @@ Examples:
   sistemo volume import pgdata.raw --name pgdata --fs ext4
   zstdcat pgdata.zst | sistemo volume import - --name pgdata -P fast")]
     Import(exchange::Import),
+    /// Look for damage to a volume, and mend it with --repair
+    ///
+    /// Looks at what the pool keeps the volume in, and at the filesystem on it, with the host's own
+    /// tools and without mounting anything. The machine that holds the volume must be stopped.
+    /// With --repair the volume is kept as a snapshot first, where that is instant.
+    #[command(after_help = "\
+Exit status: 0 when there is no problem, or none any more, else 1.
+
+Examples:
+  sistemo volume check pgdata
+  sistemo volume check pgdata --repair")]
+    Check(care::Check),
+    /// Give a volume's unused blocks back to the host
+    ///
+    /// Those that its filesystem does not use, and those that hold only zeros. What files hold
+    /// stays as it is. The machine that holds the volume must be stopped.
+    #[command(after_help = "\
+Example:
+  sistemo volume trim pgdata")]
+    Trim(care::Trim),
+    /// Show what volumes take on the host
+    ///
+    /// USED is what a volume takes; SHARED what snapshots or other volumes use too; ALONE what
+    /// would be free without it; SNAPSHOTS what its snapshots use alone. What a pool cannot tell
+    /// is shown as —.
+    #[command(after_help = "\
+Examples:
+  sistemo volume usage
+  sistemo volume usage pgdata -o json")]
+    Usage(care::Usage),
 }
 
 /// What `volume create` takes.
@@ -173,7 +205,7 @@ fn filesystems() -> impl TypedValueParser<Value = Filesystem> {
 
 impl Command {
     /// Runs the command.
-    pub(crate) fn run(self, session: &Session) -> Result<(), Failure> {
+    pub(crate) fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let engine = session.engine()?;
         let output = session.output;
         match self {
@@ -204,7 +236,11 @@ impl Command {
             Command::Revert(revert) => revert.run(&engine, session),
             Command::Export(export) => export.run(&engine, session),
             Command::Import(import) => import.run(&engine, session),
-        }
+            Command::Check(check) => return check.run(&engine, session),
+            Command::Trim(trim) => trim.run(&engine, session),
+            Command::Usage(usage) => usage.run(&engine, session),
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -6,6 +6,7 @@
     reason = "all of this is a test, also what is not marked as one"
 )]
 
+mod care;
 mod clones;
 mod exchange;
 mod fixture;
