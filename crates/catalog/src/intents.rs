@@ -11,7 +11,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sistemo_model::{Bytes, MachineId, Timestamp, VolumeId};
+use sistemo_model::{Bytes, MachineId, PoolName, Timestamp, VolumeId};
 
 use crate::connection::{Session, Transaction};
 use crate::error::{CatalogError, Result};
@@ -73,6 +73,23 @@ pub enum Intent {
         /// The volume.
         volume: VolumeId,
     },
+    /// A volume is being copied into another pool; its record has the one that it is in.
+    MoveVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The pool it is in.
+        from: PoolName,
+        /// The pool it is to be in.
+        to: PoolName,
+    },
+    /// A volume was moved; its record has the pool that it is in now, and the other one may still
+    /// hold what it was copied from.
+    RemoveMoved {
+        /// The volume.
+        volume: VolumeId,
+        /// The pool it was in.
+        from: PoolName,
+    },
     /// A volume is being copied into a snapshot while its machine, which ran, is held.
     SnapshotHeld {
         /// The machine, to be let go when that is over.
@@ -124,6 +141,8 @@ impl Intent {
             | Intent::DescribeVolume { volume }
             | Intent::AfterStop { volume, .. }
             | Intent::RevertVolume { volume }
+            | Intent::MoveVolume { volume, .. }
+            | Intent::RemoveMoved { volume, .. }
             | Intent::CreateImageCopy { volume }
             | Intent::DeleteImageCopy { volume } => vec![*volume],
             Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
@@ -149,6 +168,8 @@ impl Intent {
             | Intent::DescribeVolume { .. }
             | Intent::AfterStop { .. }
             | Intent::RevertVolume { .. }
+            | Intent::MoveVolume { .. }
+            | Intent::RemoveMoved { .. }
             | Intent::CreateImageCopy { .. }
             | Intent::DeleteImageCopy { .. } => None,
         }

@@ -2,7 +2,8 @@
 
 use rusqlite::Params;
 use sistemo_model::{
-    Boot, Bytes, Digest, History, Lifecycle, Reference, Timestamp, Volume, VolumeId, VolumeName,
+    Boot, Bytes, Digest, History, Lifecycle, PoolName, Reference, Timestamp, Volume, VolumeId,
+    VolumeName,
 };
 
 use crate::connection::{Session, Transaction};
@@ -122,6 +123,14 @@ impl Transaction<'_> {
     pub fn set_volume_size(&self, id: VolumeId, size: Bytes) -> Result<()> {
         let size = self.stored("a size", size.get())?;
         self.update_volume(id, "size", size)
+    }
+
+    /// Records that a volume is in another pool.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn set_volume_pool(&self, id: VolumeId, pool: &PoolName) -> Result<()> {
+        self.update_volume(id, "pool", pool.as_str())
     }
 
     /// Records what is known of a volume's past.

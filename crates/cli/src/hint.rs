@@ -2,7 +2,7 @@
 
 use sistemo::care::Obstacle;
 use sistemo::doctor::package_of;
-use sistemo::model::VolumeName;
+use sistemo::model::{MachineName, MachineState, VolumeName};
 use sistemo::settings::SettingsError;
 use sistemo::{ConfError, Error, Kind, causes};
 
@@ -58,11 +58,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         }
         Error::VolumeRepeated { .. } => "name it once".to_owned(),
         Error::MachineActive { machine, .. } => format!("sistemo machine stop {machine}"),
-        Error::MachineInactive { machine, state, .. } => match state.as_str() {
-            "paused" => format!("sistemo machine resume {machine}"),
-            "stopped" => format!("sistemo machine start {machine}"),
-            _ => format!("sistemo machine status {machine}"),
-        },
+        Error::MachineInactive { machine, state, .. } => inactive_hint(machine, *state),
         Error::VolumeInUse { .. }
         | Error::MachineInUse { .. }
         | Error::SnapshotMissing { .. }
@@ -72,6 +68,10 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::SnapshotTaken { .. }
         | Error::SnapshotPinned { .. }
         | Error::VolumePinned { .. }
+        | Error::InThatPool { .. }
+        | Error::SnapshotsUnkept { .. }
+        | Error::PinnedUnkept { .. }
+        | Error::MovedWrongly { .. }
         | Error::PoolLacks { .. }
         | Error::PoolTooFull { .. }
         | Error::Exchange { .. }
@@ -175,6 +175,15 @@ fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
     }
 }
 
+/// What makes a machine run that does not.
+fn inactive_hint(machine: &MachineName, state: MachineState) -> String {
+    match state.as_str() {
+        "paused" => format!("sistemo machine resume {machine}"),
+        "stopped" => format!("sistemo machine start {machine}"),
+        _ => format!("sistemo machine status {machine}"),
+    }
+}
+
 /// What to type next after a failure with snapshots, clones and files.
 fn history_hint(error: &Error) -> Option<String> {
     Some(match error {
@@ -205,6 +214,19 @@ fn history_hint(error: &Error) -> Option<String> {
             let first = first.map_or("SNAPSHOT", |snapshot| snapshot.as_str());
             format!("sistemo volume snapshot unpin {volume} {first}")
         }
+        Error::InThatPool { .. } => list(Kind::Pool),
+        Error::SnapshotsUnkept { .. } => {
+            "--without-snapshots leaves them behind, and they are lost; `sistemo pool drivers` tells \
+             which pools keep some"
+                .to_owned()
+        }
+        Error::PinnedUnkept {
+            volume, snapshot, ..
+        } => format!("sistemo volume snapshot unpin {volume} {snapshot}, or choose another pool"),
+        Error::MovedWrongly { volume, .. } => format!(
+            "the volume is where it was, as it was: sistemo volume show {volume}; the other pool is \
+             not to be trusted"
+        ),
         Error::PoolLacks { pool, .. } => format!(
             "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
         ),

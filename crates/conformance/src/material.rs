@@ -29,6 +29,7 @@ pub(crate) fn description(size: Bytes) -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     }
 }
 

@@ -1,9 +1,10 @@
-//! Makes, fills, grows, renames, clones, reverts, imports, attaches and deletes volumes, snapshots
+//! Makes, fills, grows, renames, clones, reverts, moves, imports, attaches and deletes volumes, snapshots
 //! and machines until it is killed, as the engine's recovery test does to it. Prints a line before each operation and `done` after
 //! it: after any kill, every operation that is done must be so, and only that of the last line,
 //! where no `done` follows it, may be either done or not.
 //!
-//! Usage: `churn DATA-DIR SEED`; the data directory has an image named `disk`.
+//! Usage: `churn DATA-DIR SEED`; the data directory has an image named `disk` and a pool named
+//! `other`.
 
 use std::error::Error;
 use std::fs::File;
@@ -16,6 +17,7 @@ use sistemo::clones::NewClone;
 use sistemo::exchange::NewImported;
 use sistemo::machines::{Deploy, DeploySource, NewMachineClone, StartMode, Storage};
 use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
+use sistemo::moves::{Move, Unkept};
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent};
 use sistemo_host::directory::{self, FileError};
@@ -78,7 +80,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         step(&format!("revert {volume} kept"), || {
             engine.revert_volume(&reference, Some(&kept))
         })?;
+        shift(&engine, &volume, "other")?;
         if round % 2 == 0 {
+            shift(&engine, &volume, "default")?;
             step(&format!("unsnapshot {volume} kept"), || {
                 engine.delete_snapshot(&reference, &kept)
             })?;
@@ -144,6 +148,18 @@ fn clone_machine(engine: &Engine, machine: &str, volume: &str) -> Result<(), Box
     })?;
     step(&format!("delete {copied}"), || {
         engine.delete_volume(&Reference::from(copied.as_str()))
+    })?;
+    Ok(())
+}
+
+fn shift(engine: &Engine, volume: &str, to: &str) -> Result<(), Box<dyn Error>> {
+    let asked = Move {
+        volume: Reference::from(volume),
+        to: to.parse()?,
+        unkept: Unkept::Refuse,
+    };
+    step(&format!("move {volume} {to}"), || {
+        engine.move_volume(&asked)
     })?;
     Ok(())
 }

@@ -178,7 +178,7 @@ fn fill(
 }
 
 /// Whether two pools may share extents: then a copy may take no room.
-fn on_one_filesystem(one: &dyn Pool, other: &dyn Pool) -> bool {
+pub(crate) fn on_one_filesystem(one: &dyn Pool, other: &dyn Pool) -> bool {
     let device = |pool: &dyn Pool| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(pool.directory()).map(|meta| meta.dev())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
-use sistemo_catalog::{CatalogError, Catalogue, ImageCopy, KnownPool};
+use sistemo_catalog::{CatalogError, Catalogue, ImageCopy, Intent, IntentId, KnownPool};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
 use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Role, Volume, VolumeId};
@@ -249,6 +249,8 @@ struct Records {
     pools: Vec<KnownPool>,
     volumes: Vec<Volume>,
     copies: Vec<ImageCopy>,
+    /// What goes from a pool as soon as the next command looks: it was moved to another.
+    moved: BTreeSet<(PoolName, VolumeId)>,
 }
 
 impl Records {
@@ -265,13 +267,31 @@ impl Records {
                 pools: session.known_pools()?,
                 volumes: session.all_volumes()?,
                 copies: session.image_copies()?,
+                moved: session
+                    .intents()?
+                    .into_iter()
+                    .filter_map(left_behind)
+                    .collect(),
             }))
         })
+    }
+
+    fn left_in(&self, pool: &PoolName) -> BTreeSet<VolumeId> {
+        let moved = self.moved.iter();
+        let here = moved.filter(|(from, _)| from == pool);
+        here.map(|(_, volume)| *volume).collect()
     }
 
     fn volumes_in(&self, pool: &PoolName) -> Vec<&Volume> {
         let volumes = self.volumes.iter();
         volumes.filter(|volume| volume.pool == *pool).collect()
+    }
+}
+
+fn left_behind((_, intent): (IntentId, Intent)) -> Option<(PoolName, VolumeId)> {
+    match intent {
+        Intent::RemoveMoved { volume, from } => Some((from, volume)),
+        _ => None,
     }
 }
 
@@ -357,7 +377,8 @@ fn check_pool(
             let free = Bytes::new(usage.free);
             let copies = records.copies.iter().map(|copy| copy.id).collect();
             let volumes = records.volumes_in(name);
-            compare(pool.as_ref(), free, content, &volumes, &copies)
+            let left = records.left_in(name);
+            compare(pool.as_ref(), free, content, &volumes, &copies, &left)
         }
         Err(error) => {
             let place = config.directory.as_deref().unwrap_or(Path::new("it"));
@@ -374,8 +395,10 @@ fn compare(
     content: Vec<Found>,
     recorded: &[&Volume],
     copies: &BTreeSet<VolumeId>,
+    left: &BTreeSet<VolumeId>,
 ) -> Check {
     let name = pool.name();
+    let known: BTreeSet<VolumeId> = recorded.iter().map(|volume| volume.id).collect();
     let mut there = BTreeSet::new();
     let mut odd = Vec::new();
     for found in content {
@@ -386,6 +409,11 @@ fn compare(
             | Found::Orphan { id, .. }
             | Found::Damaged { id, .. }
                 if copies.contains(&id) => {}
+            // On its way here from another pool, which still has it, or away from here.
+            Found::Volume { description, .. }
+                if description.moving_from.is_some() && !known.contains(&description.id) => {}
+            Found::Volume { description, .. } if left.contains(&description.id) => {}
+            Found::Orphan { id, .. } if left.contains(&id) => {}
             Found::Volume { description, .. } => drop(there.insert(description.id)),
             // One that is being made; where its maker is gone, the next command removes it.
             Found::Draft { .. } => {}
@@ -397,7 +425,6 @@ fn compare(
             Found::Stray { name } => odd.push(format!("{name} is nothing of ours")),
         }
     }
-    let known: BTreeSet<VolumeId> = recorded.iter().map(|volume| volume.id).collect();
     odd.extend(
         there
             .difference(&known)

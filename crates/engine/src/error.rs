@@ -292,6 +292,44 @@ pub enum Error {
         /// The snapshots, oldest first; there is one at least.
         snapshots: Vec<SnapshotName>,
     },
+    /// A volume was to be moved into the pool that it is in.
+    #[error("volume {volume} is in pool {pool} already")]
+    InThatPool {
+        /// The volume.
+        volume: VolumeName,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// A volume that has snapshots was to be moved into a pool that keeps none.
+    #[error("volume {volume} has {} that pool {pool} cannot keep", snapshots(*count))]
+    SnapshotsUnkept {
+        /// The volume.
+        volume: VolumeName,
+        /// How many snapshots it has.
+        count: usize,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// A volume with a pinned snapshot was to be moved into a pool that keeps none.
+    #[error("snapshot {snapshot} of volume {volume} is pinned, and pool {pool} cannot keep it")]
+    PinnedUnkept {
+        /// The volume.
+        volume: VolumeName,
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// What came of a volume in another pool is not what it was copied from.
+    #[error("pool {pool} does not hold volume {volume} as it was copied there: {what} differs")]
+    MovedWrongly {
+        /// The volume.
+        volume: VolumeName,
+        /// The pool.
+        pool: PoolName,
+        /// Where they differ.
+        what: String,
+    },
     /// The pool has not the power that the operation needs.
     #[error("pool {pool} cannot {what}")]
     PoolLacks {
@@ -685,6 +723,13 @@ fn lack(volumes: &[VolumeName]) -> String {
     match names.as_slice() {
         [one] => format!("volume {one} has"),
         several => format!("volumes {} have", several.join(", ")),
+    }
+}
+
+fn snapshots(count: usize) -> String {
+    match count {
+        1 => "a snapshot".to_owned(),
+        several => format!("{several} snapshots"),
     }
 }
 

@@ -321,6 +321,7 @@ fn description_of(copy: &ImageCopy, image: &Image) -> Result<Description> {
         created: copy.created,
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     })
 }
 

@@ -11,6 +11,7 @@
 //! | [`snapshots`] | keeping a volume as it is, and taking it back there |
 //! | [`history`] | what is known of a volume's past: pins |
 //! | [`care`] | checking, mending and trimming a volume, and what it takes |
+//! | [`moves`] | a volume goes to another pool |
 //! | [`exchange`] | a volume as a raw file, and a raw file as a volume |
 //! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
@@ -45,6 +46,7 @@ mod holding;
 mod image_copies;
 pub mod images;
 pub mod machines;
+pub mod moves;
 pub mod pools;
 mod recovery;
 mod reporter;

@@ -103,6 +103,8 @@ impl Engine {
                     volume.name, volume.size
                 ))
             }
+            Intent::MoveVolume { volume, from, to } => self.stay(*volume, from, to, id),
+            Intent::RemoveMoved { volume, from } => self.leave(*volume, from, id),
             Intent::SnapshotHeld {
                 machine: held,
                 volume: copied,

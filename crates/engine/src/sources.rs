@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use sistemo_catalog::LockSet;
-use sistemo_model::{Access, Bytes, Reference, SnapshotName, Timestamp, Volume};
+use sistemo_model::{Access, Bytes, Reference, SnapshotName, Timestamp, Volume, VolumeId};
 use sistemo_pools::{Content, Location, Pool, PoolError};
 
 use crate::engine::Engine;
@@ -77,17 +77,8 @@ impl Engine {
 
 impl Source<'_> {
     pub(crate) fn content(&self) -> Result<Box<dyn Content>> {
-        let (id, pool) = (self.volume.id, &self.pool);
-        let opened = match (self.snapshot, pool.snapshots()) {
-            (Some(name), Some(power)) => power.snapshot_content(id, name),
-            (Some(name), None) => Err(PoolError::NoSuchSnapshot {
-                pool: self.volume.pool.clone(),
-                volume: id,
-                snapshot: name.clone(),
-            }),
-            (None, _) => pool.content(id, Access::ReadOnly),
-        };
-        opened.map_err(|source| pool_error(&self.volume, "read", source))
+        content_of(self.pool.as_ref(), self.volume.id, self.snapshot)
+            .map_err(|source| pool_error(&self.volume, "read", source))
     }
 
     /// Its bytes as a file, where they are one.
@@ -95,15 +86,36 @@ impl Source<'_> {
         if self.snapshot.is_some() {
             return Ok(None);
         }
-        let fail = |source| pool_error(&self.volume, "read", source);
-        let id = self.volume.id;
-        let location = self.pool.open(id, Access::ReadOnly).map_err(fail)?;
-        let opened = match location {
-            // What cannot be opened so is read as the driver reads it.
-            Location::RawFile(path) => File::open(path).ok(),
-            Location::BlockDevice(_) | Location::Qcow2File(_) => None,
-        };
-        self.pool.close(id).map_err(fail)?;
-        Ok(opened)
+        raw_file(self.pool.as_ref(), &self.volume)
     }
+}
+
+/// The bytes of a volume as they are now, or as a snapshot keeps them.
+pub(crate) fn content_of(
+    pool: &dyn Pool,
+    volume: VolumeId,
+    snapshot: Option<&SnapshotName>,
+) -> Result<Box<dyn Content>, PoolError> {
+    match (snapshot, pool.snapshots()) {
+        (Some(name), Some(power)) => power.snapshot_content(volume, name),
+        (Some(name), None) => Err(PoolError::NoSuchSnapshot {
+            pool: pool.name().clone(),
+            volume,
+            snapshot: name.clone(),
+        }),
+        (None, _) => pool.content(volume, Access::ReadOnly),
+    }
+}
+
+/// The bytes of a volume as a file, where they are one.
+pub(crate) fn raw_file(pool: &dyn Pool, volume: &Volume) -> Result<Option<File>> {
+    let fail = |source| pool_error(volume, "read", source);
+    let location = pool.open(volume.id, Access::ReadOnly).map_err(fail)?;
+    let opened = match location {
+        // What cannot be opened so is read as the driver reads it.
+        Location::RawFile(path) => File::open(path).ok(),
+        Location::BlockDevice(_) | Location::Qcow2File(_) => None,
+    };
+    pool.close(volume.id).map_err(fail)?;
+    Ok(opened)
 }

@@ -604,6 +604,7 @@ pub(crate) fn description(volume: &Volume) -> Description {
         created: volume.created,
         history: Box::new(volume.history.clone()),
         unfinished: false,
+        moving_from: None,
     }
 }
 

@@ -180,6 +180,13 @@ fn write_back(file: &File, from: u64, end: u64) {
     );
 }
 
+/// Asks the kernel to drop what it keeps of a file in memory, so that what is read of it next comes
+/// from the disk. Only what was flushed can go, and advice may be ignored.
+pub fn forget(file: &File) {
+    // Where the kernel does not take it, reading costs no more than before.
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+}
+
 fn copy_extent(
     source: &File,
     target: &File,

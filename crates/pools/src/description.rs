@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sistemo_model::{Boot, Bytes, Filesystem, History, Role, Timestamp, VolumeId, VolumeName};
+use sistemo_model::{
+    Boot, Bytes, Filesystem, History, PoolName, Role, Timestamp, VolumeId, VolumeName,
+};
 
 use crate::record;
 
@@ -34,6 +36,10 @@ pub struct Description {
     /// keeps a draft so. Left out where it is `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
+    /// The pool it is being moved from: that still has the volume, and what is here is a part of
+    /// it. Left out of a volume that is where it belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_from: Option<PoolName>,
 }
 
 impl Description {
@@ -92,6 +98,7 @@ mod tests {
             created: "2026-11-22T08:00:00Z".parse().unwrap(),
             history: Box::default(),
             unfinished: false,
+            moving_from: None,
         }
     }
 

@@ -82,6 +82,7 @@ fn description(mib: u64) -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     }
 }
 

@@ -86,6 +86,7 @@ fn description(mib: u64) -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     }
 }
 

@@ -148,6 +148,7 @@ fn create(pool: &dyn Pool, mib: u64, data: &[u8]) -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     };
     let mut draft = pool.draft(&description).unwrap();
     draft.content().unwrap().write_at(data, 0).unwrap();

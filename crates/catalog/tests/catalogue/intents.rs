@@ -22,6 +22,15 @@ fn one_of_each() -> Vec<Intent> {
             clean: true,
         },
         Intent::RevertVolume { volume },
+        Intent::MoveVolume {
+            volume,
+            from: "slow".parse().unwrap(),
+            to: "fast".parse().unwrap(),
+        },
+        Intent::RemoveMoved {
+            volume,
+            from: "slow".parse().unwrap(),
+        },
         Intent::SnapshotHeld { machine, volume },
         Intent::CreateImageCopy { volume },
         Intent::DeleteImageCopy { volume },

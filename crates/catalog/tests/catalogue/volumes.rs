@@ -188,9 +188,10 @@ type Change = fn(&Transaction<'_>, VolumeId) -> Result<()>;
 #[test]
 fn every_change_of_a_volume_is_dated() {
     let home = Home::new();
-    let changes: [Change; 3] = [
+    let changes: [Change; 4] = [
         |tx, id| tx.rename_volume(id, &"renamed".parse().unwrap()),
         |tx, id| tx.set_volume_size(id, Bytes::from_mib(128)),
+        |tx, id| tx.set_volume_pool(id, &"fast".parse().unwrap()),
         |tx, id| tx.set_volume_lifecycle(id, Lifecycle::Deleting),
     ];
     for change in changes {
@@ -211,6 +212,7 @@ fn a_volume_that_is_not_there_cannot_be_changed() {
         home.refused(|tx| tx.volume(id)),
         home.refused(|tx| tx.rename_volume(id, &"new".parse().unwrap())),
         home.refused(|tx| tx.set_volume_size(id, Bytes::from_mib(1))),
+        home.refused(|tx| tx.set_volume_pool(id, &"fast".parse().unwrap())),
         home.refused(|tx| tx.set_volume_lifecycle(id, Lifecycle::Deleting)),
         home.refused(|tx| tx.delete_volume(id)),
     ] {

@@ -3,6 +3,7 @@
 mod care;
 mod clone;
 mod exchange;
+mod moves;
 mod snapshot;
 
 use std::collections::HashSet;
@@ -96,6 +97,15 @@ Examples:
   sistemo volume clone pgdata pgdata-test --snapshot before-upgrade
   sistemo volume clone pgdata archive -P slow")]
     Clone(clone::Clone),
+    /// Move a volume to another pool
+    ///
+    /// It keeps its ID, its name and its snapshots, and stays attached. The machine that holds it
+    /// must be stopped. All of it is copied and compared before it goes from where it was.
+    #[command(after_help = "\
+Examples:
+  sistemo volume move pgdata -P fast
+  sistemo volume move archive -P ceph --without-snapshots")]
+    Move(moves::Move),
     /// Keep volumes as they were
     #[command(subcommand, arg_required_else_help = true)]
     Snapshot(snapshot::Command),
@@ -232,6 +242,7 @@ impl Command {
             Command::Rename { volume, name } => output.one(&engine.rename_volume(&volume, name)?),
             Command::Delete(delete) => delete.run(&engine, session),
             Command::Clone(clone) => clone.run(&engine, session),
+            Command::Move(moves) => moves.run(&engine, session),
             Command::Snapshot(command) => command.run(&engine, session),
             Command::Revert(revert) => revert.run(&engine, session),
             Command::Export(export) => export.run(&engine, session),

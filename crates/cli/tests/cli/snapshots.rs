@@ -185,3 +185,34 @@ fn what_a_pool_cannot_do_is_said_of_the_pool() {
         environment.refused(1, line, "pool default cannot clone without copying");
     }
 }
+
+#[test]
+fn a_volume_moves_to_another_pool_and_back() {
+    let environment = with_data();
+    environment.ok("volume snapshot create data --name one");
+    write(&environment, "later");
+    let place = environment.home().join("other");
+    let place = place.display();
+    environment.ok(&format!("pool add other qcow2 -O dir_path={place}"));
+    let before = environment.ok("volume show data -o json").json();
+    let moved = environment.ok("volume move data -P other -o json").json();
+    assert_eq!(
+        (&moved["id"], &moved["name"]),
+        (&before["id"], &before["name"])
+    );
+    assert_eq!(moved["pool"], "other");
+    let scene = environment.scene(&[
+        "volume move data -P other",
+        "volume move data",
+        "volume move data -P none",
+        "volume move none -P default",
+        "volume move data -P default -q",
+        "volume move data -P other",
+        "volume move data -P default",
+        "volume snapshot list data -q",
+    ]);
+    environment.assert_snapshot("a_volume_moves_to_another_pool_and_back", &scene);
+    assert_eq!(word(&environment, "data"), "later");
+    environment.ok("volume revert data one -y");
+    assert_eq!(word(&environment, "data"), "first");
+}

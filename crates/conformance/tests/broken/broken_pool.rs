@@ -57,6 +57,7 @@ pub(crate) fn description() -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod image_copies;
 mod images;
 mod machine_clones;
 mod machines;
+mod moves;
 mod pools;
 mod recovery;
 mod running;

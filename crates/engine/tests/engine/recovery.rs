@@ -29,6 +29,7 @@ struct World {
 #[derive(Clone, Debug)]
 struct Kept {
     size_mb: u64,
+    pool: String,
     machine: Option<String>,
     content: Option<Content>,
     /// Its snapshots by name, each with the size and content that it keeps.
@@ -48,6 +49,7 @@ impl World {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let kept = |size: &str| Kept {
             size_mb: size.parse().unwrap(),
+            pool: "default".to_owned(),
             machine: None,
             content: None,
             snapshots: BTreeMap::new(),
@@ -96,6 +98,7 @@ impl World {
                 };
                 self.volumes.insert(name.to_owned(), imported);
             }
+            ["move", name, to] => to.clone_into(&mut self.volume(name).pool),
             ["grow", name, size] => self.volume(name).size_mb = size.parse().unwrap(),
             ["rename", name, to] => {
                 let volume = self.volumes.remove(name).unwrap();
@@ -177,13 +180,17 @@ impl World {
             .iter()
             .map(|volume| {
                 let machine = volume.attached_to.as_ref().map(MachineName::as_str);
-                (volume.name.as_str(), (volume.size_mb, machine))
+                let pool = volume.pool.as_str();
+                (volume.name.as_str(), (volume.size_mb, pool, machine))
             })
             .collect();
         let expected: BTreeMap<_, _> = self
             .volumes
             .iter()
-            .map(|(name, kept)| (name.as_str(), (kept.size_mb, kept.machine.as_deref())))
+            .map(|(name, kept)| {
+                let machine = kept.machine.as_deref();
+                (name.as_str(), (kept.size_mb, kept.pool.as_str(), machine))
+            })
             .collect();
         if listed != expected {
             return Err(format!("volumes {listed:?} instead of {expected:?}"));
@@ -259,6 +266,7 @@ fn import_pattern(house: &House) {
 #[test]
 fn whatever_is_killed_whenever_nothing_is_half_made_and_nothing_is_lost() {
     let house = House::new();
+    house.storage_conf(&other_pool(&house));
     churn_and_kill(&house, &house.data_dir().join("volumes"), 45);
 }
 
@@ -268,10 +276,17 @@ fn so_it_is_where_clones_are_instant_and_images_stand_in_the_pool() {
     let house = House::new();
     let place = filesystem.path().join("volumes");
     house.storage_conf(&format!(
-        "[default]\ndriver = file\ndir_path = {}\n",
-        place.display()
+        "[default]\ndriver = file\ndir_path = {}\n{}",
+        place.display(),
+        other_pool(&house)
     ));
     churn_and_kill(&house, &place, 30);
+}
+
+/// A pool for volumes to be moved to, where nothing is shared.
+fn other_pool(house: &House) -> String {
+    let place = house.path("other");
+    format!("[other]\ndriver = file\ndir_path = {}\n", place.display())
 }
 
 fn churn_and_kill(house: &House, place: &Path, rounds: u64) {
@@ -296,6 +311,7 @@ fn churn_and_kill(house: &House, place: &Path, rounds: u64) {
             let engine = house.engine();
             // A kill at the first use of a pool leaves a file beside the marker to come.
             let mut files = files_in(place);
+            files.extend(files_in(&house.path("other")));
             files.retain(|name| !name.starts_with(".sistemo-pool."));
             // Snapshots, and what is left of taking one until the volume is next changed.
             files.retain(|name| !name.contains('@'));

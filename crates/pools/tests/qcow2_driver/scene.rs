@@ -53,6 +53,7 @@ pub(crate) fn description(size: Bytes) -> Description {
         created: Timestamp::now(),
         history: Box::default(),
         unfinished: false,
+        moving_from: None,
     }
 }
 
