@@ -10,7 +10,8 @@ use sistemo_model::{Access, VolumeId};
 use sistemo_pools::external::protocol::{
     Capabilities, CapabilityOption, CapabilityPower, ChangedAnswer, DIRECTORY, Done, ErrorBody,
     ErrorCode, FoundAnswer, InspectAnswer, ListAnswer, LocationAnswer, Operation, PROTOCOL,
-    PoolAnswer, RESERVED, Request, SnapshotAnswer, SnapshotsAnswer, UsageAnswer, WayAnswer,
+    PoolAnswer, RESERVED, Request, SharingAnswer, SnapshotAnswer, SnapshotsAnswer, UsageAnswer,
+    WayAnswer,
 };
 use sistemo_pools::{
     Clones, Description, Driver, Facts, FirstUse, Format, Found, Location, Origin, Pool, PoolError,
@@ -55,7 +56,7 @@ fn capabilities(driver: &dyn Driver) -> Capabilities {
         protocol: PROTOCOL,
         summary: info.summary,
         options: options.collect(),
-        powers: powers.collect(),
+        powers: powers.chain([CapabilityPower::Sharing]).collect(),
         always_open: false,
     }
 }
@@ -132,6 +133,9 @@ impl Talk<'_> {
                 }))?;
                 say(&WayAnswer { way })
             }
+            Operation::Sharing { volume } => say(&SharingAnswer {
+                sharing: done(self.pool.sharing(volume))?.map(Into::into),
+            }),
             kept => self.answer_of_snapshots(kept),
         }
     }

@@ -1,13 +1,15 @@
 //! Sparse files: which parts hold data, and copying only those.
 //!
 //! `SEEK_DATA` and `SEEK_HOLE` are in lseek(2), copying inside the kernel in
-//! `copy_file_range(2)`, sharing extents in `ioctl_ficlonerange(2)`.
+//! `copy_file_range(2)`, sharing extents in `ioctl_ficlonerange(2)`; who shares them is told by
+//! FIEMAP, `Documentation/filesystems/fiemap.rst` of Linux.
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use fiemap::{Fiemap, FiemapExtentFlags, FiemapFlags};
 use rustix::fs::{Advice, SeekFrom};
 use rustix::io::Errno;
 
@@ -33,6 +35,15 @@ impl Extent {
     }
 }
 
+/// The bytes that a file takes on its filesystem, by who uses them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// What other files use too.
+    pub shared: u64,
+    /// What it uses alone.
+    pub alone: u64,
+}
+
 /// How a file's content came to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyPath {
@@ -48,6 +59,44 @@ pub enum CopyPath {
 /// What fstat(2) says.
 pub fn used_bytes(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks() * 512)
+}
+
+/// Looks at each extent of a file whether others share it; what was written is brought to disk
+/// before. `None` where the filesystem does not tell where its extents are.
+///
+/// Where extents are compressed, they count as long as what they hold.
+///
+/// # Errors
+/// What the filesystem says otherwise; and where its answer makes no sense.
+pub fn shares(file: &File) -> io::Result<Option<Shares>> {
+    let mut shares = Shares::default();
+    let mut end = 0;
+    for extent in Fiemap::with_flags(file, FiemapFlags::SYNC) {
+        let extent = match extent {
+            Ok(extent) => extent,
+            Err(error) if is_unknown_call(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let extent_end = extent.fe_logical.checked_add(extent.fe_length);
+        match extent_end {
+            // Else whoever asks for what comes behind would be told the same for ever.
+            Some(behind) if extent.fe_logical >= end && behind > end => end = behind,
+            _ => return Err(io::Error::other("its extents are told in no order")),
+        }
+        if extent.fe_flags.contains(FiemapExtentFlags::SHARED) {
+            shares.shared += extent.fe_length;
+        } else {
+            shares.alone += extent.fe_length;
+        }
+    }
+    Ok(Some(shares))
+}
+
+fn is_unknown_call(error: &io::Error) -> bool {
+    let unknown = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS];
+    unknown
+        .iter()
+        .any(|known| error.raw_os_error() == Some(known.raw_os_error()))
 }
 
 /// The first part of `file` at or behind `from` that holds data, up to `end`; `None` where

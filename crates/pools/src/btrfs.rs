@@ -61,7 +61,7 @@ mod subvolume;
 mod workplace;
 mod writing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode};
@@ -598,8 +598,26 @@ impl Pool for BtrfsPool {
         examination::examine(self, id, recorded, progress)
     }
 
-    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
-        Ok(None)
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        let Some(own) = self.open_data(id, Access::ReadOnly)?.shares()? else {
+            return Ok(None);
+        };
+        let mut snapshots = BTreeMap::new();
+        for name in self.snapshot_names(id)? {
+            let opened = match self.open_kept(id, &name) {
+                Ok(opened) => opened,
+                // Deleted meanwhile.
+                Err(PoolError::NoSuchSnapshot { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let alone = opened.shares()?.map_or(0, |shares| shares.alone);
+            snapshots.insert(name, Bytes::new(alone));
+        }
+        Ok(Some(Sharing {
+            shared: Bytes::new(own.shared),
+            alone: Bytes::new(own.alone),
+            snapshots,
+        }))
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -634,8 +634,29 @@ impl Pool for FilePool {
         examination::examine(self, id, recorded, progress)
     }
 
-    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
-        Ok(None)
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        let Some(own) = self.shares(&self.open_data(id, Access::ReadOnly)?)? else {
+            return Ok(None);
+        };
+        let mut snapshots = BTreeMap::new();
+        for (kind, file) in self.files_of(id)? {
+            let Kind::Snapshot(name) = kind else { continue };
+            let opened = match self.open_file(id, &file, Access::ReadOnly) {
+                Ok(opened) => opened,
+                // Deleted meanwhile.
+                Err(_) if self.stat(id, &file)?.is_none() => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(shares) = self.shares(&opened)? else {
+                return Ok(None);
+            };
+            snapshots.insert(name, Bytes::new(shares.alone));
+        }
+        Ok(Some(Sharing {
+            shared: Bytes::new(own.shared),
+            alone: Bytes::new(own.alone),
+            snapshots,
+        }))
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -65,13 +65,14 @@ mod layers;
 mod names;
 mod shorten;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError, Open};
+use sistemo_host::sparse::Shares;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, SnapshotName, VolumeId};
 
 pub use self::driver::Qcow2Driver;
@@ -81,12 +82,14 @@ use self::chain::Chain;
 use self::content::Qcow2Content;
 use self::draft::Qcow2Draft;
 use self::image::{Care, Image, Summary};
+use self::layers::Layers;
 use self::names::Kind;
 use crate::contract::{
     Clones, Draft, Facts, Flaw, Format, Found, Location, OwnFilesystem, Pool, Progress, Sharing,
     Snapshots, Usage,
 };
 use crate::error::Subject;
+use crate::examination::Part;
 use crate::marker::{self, FirstUse};
 use crate::{Content, Description, PoolError, examination, place};
 
@@ -449,6 +452,23 @@ impl Qcow2Pool {
         })
     }
 
+    /// How much of what a file and the layers under it take others use too.
+    fn shares(&self, id: VolumeId, layers: &Layers, top: &str) -> Result<Shares, PoolError> {
+        let failed = |error| self.subject(id).image("look up", error);
+        let chain = chain::names_down(&self.directory, top).map_err(failed)?;
+        let is_own = |name: &str| chain.iter().any(|file| file == name);
+        let mut shares = Shares::default();
+        for name in &chain {
+            let used = chain::look(&self.directory, name).map_err(failed)?.used;
+            if layers.all_over(name).into_iter().all(is_own) {
+                shares.alone += used;
+            } else {
+                shares.shared += used;
+            }
+        }
+        Ok(shares)
+    }
+
     fn look_at(
         &self,
         id: VolumeId,
@@ -580,16 +600,56 @@ impl Qcow2Pool {
         Ok(flaws)
     }
 
-    fn check_chain(&self, top: &str) -> Result<u64, ImageError> {
+    /// Looks at the tables of all files that a volume and its snapshots lie in, each once, and
+    /// says of each what it holds itself, or what is wrong.
+    fn all_files(&self, id: VolumeId) -> Result<Vec<Result<Part, Flaw>>, PoolError> {
+        let snapshots = self.files_of(id)?.snapshots;
+        let tops = snapshots.iter().map(|name| names::snapshot(id, name));
+        let mut looked = BTreeSet::new();
+        let mut found = Vec::new();
+        for top in std::iter::once(self.top(id)?).chain(tops) {
+            let chain = match self.checked_chain(&top, &looked) {
+                Ok(chain) => chain,
+                Err(ImageError::File(source)) => {
+                    return Err(self.subject(id).failed("examine", source));
+                }
+                Err(fault) => {
+                    let reason = fault.to_string();
+                    found.push(Err(Flaw::Unreadable { reason }));
+                    continue;
+                }
+            };
+            for image in chain.images {
+                let name = image.name();
+                if looked.insert(name.clone()) {
+                    // Each file for itself: what it holds, but not what shows through it.
+                    let images = vec![image];
+                    let content = self.content_of(id, Chain { images }, Access::ReadOnly);
+                    found.push(Part::of(format!("of {name}, the"), Box::new(content)));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Opens a chain and looks for what is wrong with it but in files that were looked at.
+    fn checked_chain(&self, top: &str, looked: &BTreeSet<String>) -> Result<Chain, ImageError> {
         let chain = Chain::open(&self.directory, top, None)?;
         for image in &chain.images {
-            image.check()?;
+            if !looked.contains(&image.name()) {
+                image.check()?;
+            }
         }
         for pair in chain.images.windows(2) {
             if let [upper, lower] = pair {
                 upper.check_over(lower)?;
             }
         }
+        Ok(chain)
+    }
+
+    fn check_chain(&self, top: &str) -> Result<u64, ImageError> {
+        let chain = self.checked_chain(top, &BTreeSet::new())?;
         Ok(chain.images.first().map_or(0, Image::size))
     }
 }
@@ -793,11 +853,44 @@ impl Pool for Qcow2Pool {
         recorded: Bytes,
         progress: Progress<'_>,
     ) -> Result<Vec<Flaw>, PoolError> {
-        examination::examine(self, id, recorded, progress)
+        let mut flaws = self.verify(id, recorded)?;
+        if flaws.iter().any(examination::is_in_the_way) {
+            return Ok(flaws);
+        }
+        let mut parts = Vec::new();
+        for found in self.all_files(id)? {
+            match found {
+                Ok(part) => parts.push(part),
+                Err(flaw) => flaws.push(flaw),
+            }
+        }
+        flaws.extend(examination::read_all(&parts, progress));
+        Ok(flaws)
     }
 
-    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
-        Ok(None)
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        let top = self.top(id)?;
+        let layers = self.layers()?;
+        if !layers.is_complete() {
+            // What cannot be read might lie over anything.
+            return Ok(None);
+        }
+        let own = self.shares(id, &layers, &top)?;
+        let mut snapshots = BTreeMap::new();
+        for snapshot in self.files_of(id)?.snapshots {
+            let file = names::snapshot(id, &snapshot);
+            match self.shares(id, &layers, &file) {
+                Ok(shares) => drop(snapshots.insert(snapshot, Bytes::new(shares.alone))),
+                // Deleted meanwhile.
+                Err(_) if !self.is_there(id, &file)? => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(Sharing {
+            shared: Bytes::new(own.shared),
+            alone: Bytes::new(own.alone),
+            snapshots,
+        }))
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use sistemo_pools::external::protocol::{
     Capabilities, ChangedAnswer, Done, ErrorAnswer, ErrorCode, InspectAnswer, ListAnswer,
-    LocationAnswer, PoolAnswer, Request, SnapshotsAnswer, UsageAnswer, WayAnswer,
+    LocationAnswer, PoolAnswer, Request, SharingAnswer, SnapshotsAnswer, UsageAnswer, WayAnswer,
 };
 
 const PAGE: &str = include_str!("../../../docs/reference/driver-protocol.md");
@@ -73,6 +73,7 @@ fn read_answer(operation: &str, value: &Value) -> Result<Value, String> {
         "grow" | "close" | "describe" => read::<Done>(value),
         "clone" | "snapshot" | "revert" => read::<WayAnswer>(value),
         "snapshots" => read::<SnapshotsAnswer>(value),
+        "sharing" => read::<SharingAnswer>(value),
         other => panic!("what is the answer to {other}?"),
     }
 }

@@ -6,10 +6,11 @@ use sistemo_host::sparse::Extent;
 use sistemo_model::{Access, Bytes};
 use sistemo_pools::PoolError;
 
+use super::snapshots::{snapshots, take};
 use crate::Bench;
 use crate::expectation::{equal, holds, refused, same_bytes};
 use crate::law::{Stop, Verdict};
-use crate::material::{MIB, knows_holes, read, reads, reads_zeros, volume};
+use crate::material::{MIB, a_name, knows_holes, read, reads, reads_zeros, volume, write};
 use crate::random::{Random, noise};
 
 pub(super) fn content_keeps_its_holes(bench: &Bench) -> Verdict {
@@ -79,6 +80,48 @@ pub(super) fn content_gives_space_back(bench: &Bench) -> Verdict {
         || format!("it takes {used}"),
     )?;
     equal("its flaws", pool.verify(made.id, made.size)?, vec![])
+}
+
+pub(super) fn a_hole_gives_back_what_the_volume_has_alone(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 32)?;
+    let kept = noise(1, 1 << 20);
+    write(&*pool, made.id, &kept, MIB)?;
+    let name = a_name("kept");
+    take(&*pool, made.id, &name)?;
+    let before = pool.facts(made.id)?.used;
+    write(&*pool, made.id, &noise(2, 8 << 20), 8 * MIB)?;
+
+    // What lies beneath, and what is new.
+    let mut content = pool.content(made.id, Access::ReadWrite)?;
+    for (offset, length) in [(MIB, MIB / 2 + 512), (8 * MIB, 8 * MIB)] {
+        content.make_hole(Extent { offset, length })?;
+        content.flush()?;
+    }
+    drop(content);
+    let content = pool.content(made.id, Access::ReadOnly)?;
+    reads_zeros(&*content, MIB, MIB + MIB / 2 + 512)?;
+    reads_zeros(&*content, 2 * MIB, made.size.get())?;
+    drop(content);
+    let behind = MIB / 2 + 512;
+    reads(
+        &*pool,
+        made.id,
+        MIB + behind,
+        &kept[in_memory(behind..MIB)?],
+    )?;
+    let used = pool.facts(made.id)?.used;
+    let allowed = before.get() + MIB;
+    holds(
+        used.get() < allowed || !knows_holes(&*pool, made.id)?,
+        format!("less than {allowed} bytes in use"),
+        || format!("it takes {}", used.get()),
+    )?;
+    equal("its flaws", pool.verify(made.id, made.size)?, vec![])?;
+
+    let content = snapshots(&*pool)?.snapshot_content(made.id, &name)?;
+    let read = read(&*content, MIB, kept.len())?;
+    same_bytes("the snapshot", MIB, &read, &kept)
 }
 
 pub(super) fn content_ends_at_the_size(bench: &Bench) -> Verdict {

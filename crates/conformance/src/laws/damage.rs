@@ -2,13 +2,14 @@
 
 use std::fs::File;
 
-use sistemo_model::{Access, Bytes};
-use sistemo_pools::{Flaw, Location, Pool};
+use sistemo_model::{Access, Bytes, VolumeId};
+use sistemo_pools::{Description, Flaw, Location, Pool};
 
+use super::snapshots::{snapshots, take};
 use crate::Bench;
 use crate::expectation::{equal, holds};
 use crate::law::{Stop, Verdict};
-use crate::material::{MIB, data_file, volume, write};
+use crate::material::{MIB, a_name, data_file, reads, volume, write};
 use crate::random::noise;
 
 pub(super) fn verify_finds_real_damage(bench: &Bench) -> Verdict {
@@ -55,12 +56,65 @@ pub(super) fn verify_finds_real_damage(bench: &Bench) -> Verdict {
     is_flawed(&*pool, &made, "whose file is gone")
 }
 
+pub(super) fn examining_reads_all_there_is_and_changes_nothing(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 8)?;
+    let data = noise(1, 3 << 20);
+    write(&*pool, made.id, &data, 2 * MIB)?;
+    reads_at_least(&*pool, &made, 3 * MIB)?;
+    reads(&*pool, made.id, 2 * MIB, &data)?;
+    let used = pool.facts(made.id)?.used;
+    reads_at_least(&*pool, &made, 3 * MIB)?;
+    equal("what it takes", pool.facts(made.id)?.used, used)?;
+
+    let silent = &mut |_, _| {};
+    let other = Bytes::from_mib(9);
+    let flaws = pool.examine(made.id, other, silent)?;
+    equal("its flaws", flaws, pool.verify(made.id, other)?)?;
+    let missing = pool.examine(VolumeId::random(), other, silent)?;
+    equal("the flaws of a missing one", missing, vec![Flaw::Missing])?;
+    let file = data_file(&*pool, made.id)?;
+    cut(&file, file.metadata()?.len() / 2)?;
+    let flaws = pool.examine(made.id, made.size, silent)?;
+    holds(
+        !flaws.is_empty(),
+        "flaws of a volume that is cut short",
+        || "none were found".to_owned(),
+    )
+}
+
+pub(super) fn examining_reads_the_snapshots_too(bench: &Bench) -> Verdict {
+    let pool = bench.pool()?;
+    let made = volume(&*pool, 8)?;
+    let name = a_name("before");
+    write(&*pool, made.id, &noise(1, 3 << 20), 2 * MIB)?;
+    take(&*pool, made.id, &name)?;
+    write(&*pool, made.id, &noise(2, 3 << 20), 2 * MIB)?;
+    reads_at_least(&*pool, &made, 6 * MIB)?;
+    let _ = snapshots(&*pool)?.revert(made.id, &name, &mut |_, _| {})?;
+    reads_at_least(&*pool, &made, 3 * MIB)
+}
+
+/// Expects that examining a sound volume reads so many bytes, and tells its end.
+fn reads_at_least(pool: &dyn Pool, made: &Description, bytes: u64) -> Verdict {
+    let mut told = (0, 0);
+    let flaws = pool.examine(made.id, made.size, &mut |done, total| told = (done, total))?;
+    pool.close(made.id)?;
+    equal("its flaws", flaws, vec![])?;
+    equal("what was read in the end", told.0, told.1)?;
+    holds(
+        told.1 >= bytes,
+        format!("at least {bytes} bytes to be read"),
+        || format!("they were {}", told.1),
+    )
+}
+
 fn cut(file: &File, length: u64) -> Verdict {
     let cut = file.set_len(length);
     cut.map_err(|error| Stop::failed("the volume's file to be cut short", error))
 }
 
-fn is_flawed(pool: &dyn Pool, made: &sistemo_pools::Description, how: &str) -> Verdict {
+fn is_flawed(pool: &dyn Pool, made: &Description, how: &str) -> Verdict {
     let flaws = pool.verify(made.id, made.size)?;
     holds(
         !flaws.is_empty(),

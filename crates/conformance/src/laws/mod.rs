@@ -12,6 +12,7 @@
 //! | `damage` | what is broken is found |
 //! | `clones` | volumes that are made from volumes |
 //! | `snapshots` | volumes as they were |
+//! | `sharing` | which space others use too |
 //! | `work` | work of all kinds, compared with the same done in memory |
 //! | `processes` | processes that are killed half-way, and several at once |
 //! | `space` | a pool that is full, and what takes no space |
@@ -26,6 +27,7 @@ mod pools;
 mod processes;
 mod reaching;
 mod removing;
+mod sharing;
 mod snapshots;
 mod space;
 mod work;
@@ -128,6 +130,9 @@ every_law! { $
             "What was not written takes no space and is no extent."
         content_gives_space_back []
             "A hole that is made reads as zeros and gives its space back."
+        a_hole_gives_back_what_the_volume_has_alone [Snapshots]
+            "A hole that is made after a snapshot reads as zeros, gives back what is new, and \
+             leaves the snapshot as it is."
         content_ends_at_the_size []
             "Nothing is read, written or made a hole beyond a volume's end."
         content_opened_to_read_is_not_written []
@@ -160,6 +165,11 @@ every_law! { $
     damage {
         verify_finds_real_damage []
             "A volume whose data is cut short, gone or of another size than recorded is told of."
+        examining_reads_all_there_is_and_changes_nothing []
+            "Examining a sound volume finds nothing, having read all its data; of another it \
+             tells what is wrong."
+        examining_reads_the_snapshots_too [Snapshots]
+            "Examining a volume reads the data of its snapshots too."
     }
     clones {
         a_clone_holds_what_its_origin_does [Clones]
@@ -219,6 +229,16 @@ every_law! { $
              changes nothing."
         a_snapshot_can_be_taken_while_the_volume_is_read [Snapshots]
             "A snapshot can be taken while the volume is open to be read."
+    }
+    sharing {
+        a_volume_of_its_own_shares_nothing []
+            "Of a volume that others have no part of, all space is its own."
+        what_snapshots_share_with_their_volume_adds_up [Snapshots]
+            "What a volume and its snapshots share, and what each has alone, is all there is."
+        what_clones_share_adds_up [Clones]
+            "What clones share is told of each of them, and only that."
+        what_others_have_given_up_is_ones_own [Clones Snapshots]
+            "Space that snapshots and other volumes have given up is the last one's own."
     }
     work {
         whatever_is_done_every_volume_holds_what_it_should []

@@ -61,6 +61,7 @@ pub(super) fn operations_on_a_missing_volume_name_it(bench: &Bench) -> Verdict {
         ("describing", pool.describe(&missing).err()),
         ("its description", pool.description(id).err()),
         ("its facts", pool.facts(id).err()),
+        ("its sharing", pool.sharing(id).err()),
     ] {
         let result = error.map_or(Ok(()), Err);
         refused!(

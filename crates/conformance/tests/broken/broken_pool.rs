@@ -36,6 +36,8 @@ pub(crate) enum Fault {
     FullIsUntold,
     CommitsInSteps,
     SnapshotForgetsItsTime,
+    ExaminesTheVolumeAlone,
+    SnapshotsAreFree,
 }
 
 #[derive(Debug)]
@@ -260,11 +262,37 @@ impl Pool for BrokenPool {
         recorded: Bytes,
         progress: Progress<'_>,
     ) -> Result<Vec<Flaw>, PoolError> {
-        self.inner.examine(id, recorded, progress)
+        let flaws = self.verify(id, recorded)?;
+        if flaws.contains(&Flaw::Missing) {
+            return Ok(flaws);
+        }
+        let mut contents = vec![self.content(id, Access::ReadOnly)?];
+        if self.has_powers() && !self.is(Fault::ExaminesTheVolumeAlone) {
+            for snapshot in Snapshots::snapshots(self, id)? {
+                contents.push(self.snapshot_content(id, &snapshot.name)?);
+            }
+        }
+        let extents = contents.iter().map(|content| content.extents().unwrap());
+        let total = extents.flatten().map(|extent| extent.length).sum();
+        progress(total, total);
+        Ok(flaws)
     }
 
-    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
-        Ok(None)
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        let mut sharing = self.inner.sharing(id)?;
+        if let Some(sharing) = &mut sharing {
+            for (name, path) in self.snapshot_files(id) {
+                let file = File::open(path).unwrap();
+                let used = sistemo_host::sparse::used_bytes(&file).unwrap();
+                let alone = if self.is(Fault::SnapshotsAreFree) {
+                    0
+                } else {
+                    used
+                };
+                sharing.snapshots.insert(name, Bytes::new(alone));
+            }
+        }
+        Ok(sharing)
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

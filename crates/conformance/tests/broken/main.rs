@@ -135,6 +135,27 @@ fn a_snapshot_that_forgets_the_time_it_was_given_is_found() {
 }
 
 #[test]
+fn an_examination_that_leaves_the_snapshots_out_is_found() {
+    let failure = finds(
+        "examining_reads_the_snapshots_too",
+        &bench(Fault::ExaminesTheVolumeAlone),
+    );
+    assert_eq!(failure.happened, "they were 3145728");
+}
+
+#[test]
+fn a_snapshot_whose_space_is_nobodys_is_found() {
+    let failure = finds(
+        "what_snapshots_share_with_their_volume_adds_up",
+        &bench(Fault::SnapshotsAreFree),
+    );
+    assert!(
+        failure.expected.contains("the snapshot uses alone"),
+        "{failure}"
+    );
+}
+
+#[test]
 fn a_list_of_snapshots_that_lies_is_found() {
     let failure = finds(
         "a_volume_with_snapshots_is_one_volume",

@@ -42,6 +42,25 @@ impl BtrfsPool {
         }
     }
 
+    pub(super) fn open_kept(
+        &self,
+        volume: VolumeId,
+        snapshot: &SnapshotName,
+    ) -> Result<RawContent, PoolError> {
+        let (directory, stat) = self.snapshot_data(volume, snapshot)?;
+        let file = directory
+            .file(names::DATA, Open::Read)
+            .map_err(|source| self.subject(volume).failed("open a snapshot of", source))?;
+        Ok(RawContent {
+            file,
+            path: directory.path_of(names::DATA),
+            pool: self.name.clone(),
+            volume,
+            size: stat.size,
+            access: Access::ReadOnly,
+        })
+    }
+
     /// The names of a volume's snapshots, in no order that says anything.
     pub(super) fn snapshot_names(&self, volume: VolumeId) -> Result<Vec<SnapshotName>, PoolError> {
         let names = self.directory.names();
@@ -180,7 +199,7 @@ impl Snapshots for BtrfsPool {
                     name,
                     created,
                     size: stat.size,
-                    // Only quotas could tell, which cost every write something.
+                    // Telling takes a look at each extent.
                     alone: None,
                 });
             }
@@ -307,18 +326,7 @@ impl Snapshots for BtrfsPool {
         volume: VolumeId,
         snapshot: &SnapshotName,
     ) -> Result<Box<dyn Content>, PoolError> {
-        let (directory, stat) = self.snapshot_data(volume, snapshot)?;
-        let file = directory
-            .file(names::DATA, Open::Read)
-            .map_err(|source| self.subject(volume).failed("open a snapshot of", source))?;
-        Ok(Box::new(RawContent {
-            file,
-            path: directory.path_of(names::DATA),
-            pool: self.name.clone(),
-            volume,
-            size: stat.size,
-            access: Access::ReadOnly,
-        }))
+        Ok(Box::new(self.open_kept(volume, snapshot)?))
     }
 
     fn open_snapshot(

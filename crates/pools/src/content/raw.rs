@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use sistemo_host::directory::{self, FileError};
-use sistemo_host::sparse::{self, Extent};
+use sistemo_host::sparse::{self, Extent, Shares};
 use sistemo_model::{Access, Bytes, PoolName, VolumeId};
 
 use crate::error::Subject;
@@ -56,6 +56,11 @@ impl RawContent {
                 volume: self.volume,
             }),
         }
+    }
+
+    /// How much of the file's space others use too; `None` where its filesystem does not tell.
+    pub(crate) fn shares(&self) -> Result<Option<Shares>, PoolError> {
+        sparse::shares(&self.file).map_err(|error| self.failed("find the extents of", error))
     }
 
     /// Writes zeros where there is data, for filesystems that cannot take space back.

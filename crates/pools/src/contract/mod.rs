@@ -286,15 +286,16 @@ pub struct Facts {
 
 /// The space that a volume lies in, by who uses it.
 ///
-/// What was written a moment ago, and what others have just removed, may not be told of yet.
+/// Who took it first makes no difference, so it may be more than [`Facts::used`]. What others have
+/// just removed may not be told of yet. What a storage can give back only together counts together:
+/// of a piece of which one part is used by another, all is shared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharing {
-    /// What snapshots or other volumes use too, its own and theirs. That others took it first
-    /// makes no difference, so it may be more than [`Facts::used`].
+    /// What snapshots or other volumes use too, its own snapshots and theirs.
     pub shared: Bytes,
-    /// What nobody else uses: it would be free if the volume were not, but its snapshots were.
+    /// What nobody else uses: it would be free if the volume were gone and its snapshots stayed.
     pub alone: Bytes,
-    /// What each of its snapshots uses alone.
+    /// What each of its snapshots uses alone: it would be free without that snapshot.
     pub snapshots: BTreeMap<SnapshotName, Bytes>,
 }
 

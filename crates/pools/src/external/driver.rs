@@ -87,9 +87,11 @@ impl Driver for ExternalDriver {
             summary: option.summary,
             kind: option.kind,
         });
-        let powers = self.capabilities.powers.iter().map(|power| match power {
-            CapabilityPower::Clone => Power::Clone,
-            CapabilityPower::Snapshot => Power::Snapshot,
+        let powers = self.capabilities.powers.iter();
+        let powers = powers.filter_map(|power| match power {
+            CapabilityPower::Clone => Some(Power::Clone),
+            CapabilityPower::Snapshot => Some(Power::Snapshot),
+            CapabilityPower::Sharing => None,
         });
         DriverInfo {
             name: self.name.clone(),

@@ -20,7 +20,7 @@ use super::locks;
 use super::protocol::{
     CapabilityPower, ChangedAnswer, DIRECTORY, Done, ErrorBody, ErrorCode, FoundAnswer,
     InspectAnswer, ListAnswer, LocationAnswer, Operation, PROTOCOL, PoolAnswer, RESERVED, Request,
-    RequestPool, UsageAnswer,
+    RequestPool, SharingAnswer, UsageAnswer,
 };
 use crate::config::PoolConfig;
 use crate::contract::{
@@ -529,6 +529,7 @@ fn action(operation: &Operation) -> &'static str {
         Operation::DeleteSnapshot { .. } => "delete a snapshot of",
         Operation::OpenSnapshot { .. } => "open a snapshot of",
         Operation::Snapshots { .. } => "list the snapshots of",
+        Operation::Sharing { .. } => "tell the sharing of",
         // The new volume is what cannot be made.
         Operation::Clone { .. } => "create",
         other => other.word(),
@@ -543,6 +544,7 @@ fn power_of(operation: &Operation) -> Option<&'static str> {
         | Operation::Revert { .. }
         | Operation::DeleteSnapshot { .. }
         | Operation::OpenSnapshot { .. } => Some("keep snapshots"),
+        Operation::Sharing { .. } => Some("tell what is shared"),
         _ => None,
     }
 }
@@ -728,8 +730,14 @@ impl Pool for ExternalPool {
         examination::examine(self, id, recorded, progress)
     }
 
-    fn sharing(&self, _id: VolumeId) -> Result<Option<Sharing>, PoolError> {
-        Ok(None)
+    fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {
+        // There is nothing to tell of a draft either, and that is no volume.
+        self.volume(id)?;
+        if !self.driver.has(CapabilityPower::Sharing) {
+            return Ok(None);
+        }
+        let SharingAnswer { sharing } = self.ask(Operation::Sharing { volume: id })?;
+        Ok(sharing.map(Sharing::from))
     }
 
     fn clones(&self) -> Option<&dyn Clones> {

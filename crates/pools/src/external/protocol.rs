@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sistemo_model::{Access, Bytes, CatalogueId, PoolName, SnapshotName, Timestamp, VolumeId};
 
-use crate::contract::{Cost, Location, Way};
+use crate::contract::{Cost, Location, Sharing, Way};
 use crate::registry::{self, ValueKind};
 
 /// The version of the protocol that this program speaks, and the only one.
@@ -166,6 +166,11 @@ pub enum Operation {
         /// The snapshot.
         snapshot: SnapshotName,
     },
+    /// Says how much of a volume's space others use too: [`SharingAnswer`].
+    Sharing {
+        /// The volume.
+        volume: VolumeId,
+    },
 }
 
 impl Operation {
@@ -191,6 +196,7 @@ impl Operation {
             Operation::Revert { .. } => "revert",
             Operation::DeleteSnapshot { .. } => "delete-snapshot",
             Operation::OpenSnapshot { .. } => "open-snapshot",
+            Operation::Sharing { .. } => "sharing",
         }
     }
 
@@ -215,7 +221,8 @@ impl Operation {
             | Operation::Snapshot { volume, .. }
             | Operation::Revert { volume, .. }
             | Operation::DeleteSnapshot { volume, .. }
-            | Operation::OpenSnapshot { volume, .. } => Some(*volume),
+            | Operation::OpenSnapshot { volume, .. }
+            | Operation::Sharing { volume } => Some(*volume),
         }
     }
 
@@ -263,7 +270,8 @@ impl Operation {
             | Operation::Usage
             | Operation::List
             | Operation::Inspect { .. }
-            | Operation::Snapshots { .. } => false,
+            | Operation::Snapshots { .. }
+            | Operation::Sharing { .. } => false,
             Operation::Setup
             | Operation::Create { .. }
             | Operation::Remove { .. }
@@ -372,6 +380,8 @@ pub enum CapabilityPower {
     /// [`Operation::Snapshots`], [`Operation::Snapshot`], [`Operation::Revert`],
     /// [`Operation::DeleteSnapshot`] and [`Operation::OpenSnapshot`].
     Snapshot,
+    /// [`Operation::Sharing`].
+    Sharing,
 }
 
 /// That a pool can be used, and what its powers cost in the place it is in.
@@ -554,6 +564,48 @@ pub struct SnapshotAnswer {
     /// The space that would be free without it, in bytes, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alone: Option<Bytes>,
+}
+
+/// The space that a volume lies in, by who uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharingAnswer {
+    /// `None` where it cannot be told of this volume; to say nothing is no answer.
+    #[serde(deserialize_with = "said")]
+    pub sharing: Option<SharedSpace>,
+}
+
+/// A [`Sharing`], in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedSpace {
+    /// What snapshots or other volumes use too.
+    pub shared: Bytes,
+    /// What nobody else uses.
+    pub alone: Bytes,
+    /// What each of its snapshots uses alone, by its name.
+    #[serde(default)]
+    pub snapshots: BTreeMap<SnapshotName, Bytes>,
+}
+
+impl From<SharedSpace> for Sharing {
+    fn from(space: SharedSpace) -> Sharing {
+        Sharing {
+            shared: space.shared,
+            alone: space.alone,
+            snapshots: space.snapshots,
+        }
+    }
+}
+
+impl From<Sharing> for SharedSpace {
+    fn from(sharing: Sharing) -> SharedSpace {
+        SharedSpace {
+            shared: sharing.shared,
+            alone: sharing.alone,
+            snapshots: sharing.snapshots,
+        }
+    }
 }
 
 /// That it was done: `{}`.

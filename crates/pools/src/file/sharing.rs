@@ -14,10 +14,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sistemo_host::directory::{Directory, FileError};
-use sistemo_host::{sparse, system};
+use sistemo_host::sparse::{self, Shares};
+use sistemo_host::system;
 use sistemo_model::PoolName;
 
 use super::FilePool;
+use crate::content::RawContent;
 use crate::contract::{Cost, Progress, Way};
 use crate::{PoolError, marker};
 
@@ -52,6 +54,28 @@ impl FilePool {
                 Cost::Copy
             }
         }
+    }
+}
+
+impl FilePool {
+    /// Whether all space of a file is its own, whoever made it.
+    pub(super) fn never_shares(&self) -> bool {
+        matches!(
+            system::filesystem_name(self.directory.path()),
+            Ok(Some("ext4" | "tmpfs"))
+        )
+    }
+
+    /// How much of a file's space others use too; `None` where the filesystem does not tell.
+    pub(super) fn shares(&self, content: &RawContent) -> Result<Option<Shares>, PoolError> {
+        if !self.never_shares() {
+            return content.shares();
+        }
+        let alone = sparse::used_bytes(&content.file).map_err(|error| {
+            let source = FileError::new("look up", &content.path, error);
+            self.subject(content.volume).failed("look up", source)
+        })?;
+        Ok(Some(Shares { shared: 0, alone }))
     }
 }
 

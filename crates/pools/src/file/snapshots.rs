@@ -10,7 +10,6 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{Mode, Timespec, Timestamps};
 use sistemo_host::Changed;
 use sistemo_host::directory::{self, FileError, Open};
-use sistemo_host::system;
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
 
 use super::names::{self, Kind};
@@ -216,11 +215,8 @@ impl Snapshots for FilePool {
     }
 
     fn snapshots(&self, volume: VolumeId) -> Result<Vec<Snapshot>, PoolError> {
-        // There all space of a file is its own; elsewhere telling takes a look at each extent.
-        let alone = matches!(
-            system::filesystem_name(self.directory.path()),
-            Ok(Some("ext4" | "tmpfs"))
-        );
+        // Elsewhere telling takes a look at each extent.
+        let alone = self.never_shares();
         let mut found = Vec::new();
         for (kind, file) in self.files_of(volume)? {
             if let Kind::Snapshot(name) = kind {

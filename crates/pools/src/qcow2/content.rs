@@ -90,8 +90,14 @@ impl Qcow2Content {
         if from >= to || !chain::has_data(&self.chain.images, from / CLUSTER)? {
             return Ok(());
         }
-        let zeros = vec![0; usize::try_from(to - from).unwrap_or(0)];
-        self.write_part(&zeros, from)
+        let length = usize::try_from(to - from).unwrap_or(0);
+        if let Some(top) = self.chain.images.first_mut() {
+            let within = usize::try_from(from % CLUSTER).unwrap_or(0);
+            if top.punch(from / CLUSTER, within, length)? {
+                return Ok(());
+            }
+        }
+        self.write_part(&vec![0; length], from)
     }
 
     fn clear(&mut self, hole: Extent) -> Result<(), ImageError> {

@@ -206,6 +206,25 @@ impl Image {
         self.set_entry(cluster, Entry::Data { at })
     }
 
+    /// Makes a part of a cluster that this file itself holds read as zeros, and gives its space
+    /// back where the filesystem can; `false` where the file holds no such cluster, or it cannot.
+    pub(in crate::qcow2) fn punch(
+        &mut self,
+        cluster: u64,
+        within: usize,
+        length: usize,
+    ) -> Result<bool, ImageError> {
+        let Entry::Data { at } = self.entry(cluster)? else {
+            return Ok(false);
+        };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, at + within as u64, length as u64) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(self.failed("make a hole in", error)),
+        }
+    }
+
     /// Makes a whole cluster read as zeros, or show what lies beneath where that is zeros too.
     pub(in crate::qcow2) fn clear(
         &mut self,
