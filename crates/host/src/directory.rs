@@ -12,10 +12,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::Changed;
@@ -198,19 +198,39 @@ impl Directory {
     /// # Errors
     /// Where it cannot be made.
     pub fn nameless_file(&self, scratch: &str) -> Result<File, FileError> {
+        if let Some(file) = self.unnamed_file()? {
+            return Ok(file);
+        }
+        let file = self.file(scratch, Open::CreateNew)?;
+        let _ = self.unlink(scratch)?;
+        Ok(file)
+    }
+
+    /// Makes a file that has no name until [`Directory::link`] gives it one, to read and write,
+    /// with mode 0600; `None` where the filesystem knows no such files.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub(crate) fn unnamed_file(&self) -> Result<Option<File>, FileError> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.handle, ".", flags, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => Ok(File::from(file)),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let file = self.file(scratch, Open::CreateNew)?;
-                let _ = self.unlink(scratch)?;
-                Ok(file)
-            }
-            Err(error) => {
-                let path = &self.path;
-                Err(FileError::new("create a file in", path, error))
-            }
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => Ok(None),
+            Err(error) => Err(FileError::new("create a file in", &self.path, error)),
         }
+    }
+
+    /// Gives a file without a name one that is free, durably.
+    ///
+    /// # Errors
+    /// Where the file cannot be flushed, or the name is taken ([`FileError::is_already_there`]).
+    pub(crate) fn link(&self, file: &File, name: &str) -> Result<(), FileError> {
+        self.flush_file(name, file)?;
+        // The way that needs no privilege, from open(2).
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, path, &self.handle, name, AtFlags::SYMLINK_FOLLOW)
+            .map_err(|error| self.error("publish", name, error))?;
+        self.flush()
     }
 
     /// Reads a whole file of at most `limit` bytes.

@@ -14,6 +14,7 @@
 //! | [`socket`] | Unix sockets whose path is too long for `sun_path` |
 //! | [`sparse`] | copying files without their holes |
 //! | [`system`] | facts about this host |
+//! | [`unpublished`] | files that appear when they are whole |
 
 pub mod directory;
 pub mod lifeline;
@@ -24,6 +25,7 @@ pub mod program;
 pub mod socket;
 pub mod sparse;
 pub mod system;
+pub mod unpublished;
 
 /// Whether an operation changed anything; a repeated one changes nothing and says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
