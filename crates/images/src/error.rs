@@ -11,6 +11,8 @@ use sistemo_host::lock::LockError;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{Digest, ImageName};
 
+use crate::disk_file::ImageFormat;
+
 /// The result of an operation on images.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -84,32 +86,56 @@ pub enum Error {
         /// The image.
         name: ImageName,
     },
-    /// A qcow2 file takes part of its content from another file, which could be any of the host.
+    /// A file is not what its name, or the user, says.
+    #[error("{} is no {format} file", path.display())]
+    NotOfFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format that was expected.
+        format: ImageFormat,
+    },
+    /// A file takes part of its content from another file, which could be any of the host.
     #[error("{} reads another file, {other}", path.display())]
     ReadsAnotherFile {
-        /// The qcow2 file.
+        /// The file.
         path: PathBuf,
-        /// The file it names.
+        /// The file it names, or what that is to it.
         other: String,
     },
-    /// A qcow2 file is marked as corrupt, or is: cut off, as by a download that broke off, it
-    /// would read as zeros.
+    /// What a file holds is encrypted.
+    #[error("{} is encrypted", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is in a state or a variant of its format that is not read.
+    #[error("{} is a {format} file that cannot be read: {what}", path.display())]
+    UnsupportedDisk {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: ImageFormat,
+        /// Why not.
+        what: &'static str,
+    },
+    /// A file ends before what it says it holds, as after a download that broke off.
+    #[error("{} is cut off: it has {length} bytes instead of {needed} or more", path.display())]
+    CutOff {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// The least length that it should have.
+        needed: u64,
+    },
+    /// A file is marked as corrupt, or is. Cut off, it would read as zeros.
     #[error("{} is corrupt", path.display())]
     Corrupt {
-        /// The qcow2 file.
+        /// The file.
         path: PathBuf,
         /// What the check found.
         #[source]
         source: Option<ProgramError>,
-    },
-    /// What qemu-img printed about a file could not be read.
-    #[error("cannot read what qemu-img says about {}", path.display())]
-    QemuImgAnswer {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with the answer.
-        #[source]
-        source: serde_json::Error,
     },
     /// A program that the work needs is missing or failed.
     #[error("cannot {action} {object}")]

@@ -1,79 +1,16 @@
 //! Taking in a disk or filesystem from a file.
-//!
-//! What a file is, its name or the user says. A raw file's content is never looked at to find
-//! out: a guest could have written the beginning of a qcow2 there that names any file of the host.
 
-use std::ffi::OsStr;
-use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::thread;
-use std::time::Duration;
 
-use serde::Deserialize;
 use sistemo_host::directory::FileError;
-use sistemo_host::lock::{Lock, PATIENCE};
-use sistemo_host::program::{Program, ProgramError, Running};
 use sistemo_host::sparse;
-use sistemo_model::{Bytes, Image, ImageId, ImageName, ImageSource, Timestamp, UnknownWord};
+use sistemo_model::{Bytes, Image, ImageName, ImageSource};
 
+use crate::disk_file::{DiskFile, ImageFormat, open_regular};
 use crate::error::{Error, Result};
 use crate::store::Images;
-
-/// Examining a file takes milliseconds; one made to be endless is not waited for.
-const EXAMINATION_LIMIT: Duration = Duration::from_secs(30);
-/// How often the progress of a conversion is read.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
-
-/// How a file holds a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's format.
-    Qcow2,
-}
-
-impl ImageFormat {
-    /// The word users and tools know it by.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ImageFormat::Raw => "raw",
-            ImageFormat::Qcow2 => "qcow2",
-        }
-    }
-
-    /// The format that a file's name tells: `.raw`, `.img` and `.ext4` are raw, `.qcow2` is
-    /// qcow2, in any case.
-    #[must_use]
-    pub fn of_name(path: &Path) -> Option<ImageFormat> {
-        let extension = path.extension().and_then(OsStr::to_str)?;
-        match extension.to_ascii_lowercase().as_str() {
-            "raw" | "img" | "ext4" => Some(ImageFormat::Raw),
-            "qcow2" => Some(ImageFormat::Qcow2),
-            _ => None,
-        }
-    }
-}
-
-impl FromStr for ImageFormat {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<ImageFormat, UnknownWord> {
-        [ImageFormat::Raw, ImageFormat::Qcow2]
-            .into_iter()
-            .find(|format| format.as_str() == word)
-            .ok_or_else(|| UnknownWord::new("format of an image file", word))
-    }
-}
-
-impl fmt::Display for ImageFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
 
 /// What to import.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,117 +39,49 @@ pub struct BorrowedContent {
     pub size: Bytes,
 }
 
-/// What `qemu-img info --output=json` says (docs/interop/qcow2.txt, qapi/block-core.json).
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Examination {
-    virtual_size: u64,
-    backing_filename: Option<String>,
-    full_backing_filename: Option<String>,
-    format_specific: Option<FormatSpecific>,
-}
-
-#[derive(Deserialize)]
-struct FormatSpecific {
-    data: Qcow2Facts,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Qcow2Facts {
-    #[serde(default)]
-    corrupt: bool,
-    data_file: Option<String>,
-}
-
 impl Images {
     /// Makes an image of a file. `progress` is told the bytes done and the bytes there are to do.
     ///
     /// A crash leaves content that no description names; the next import or build removes it.
     ///
     /// # Errors
-    /// [`Error::NameTaken`]; where the file is empty, not a file, of unknown format, corrupt, or
-    /// a qcow2 that reads another file; where it or the kernel cannot be read. Nothing is left.
+    /// [`Error::NameTaken`]; what [`DiskFile::open`] refuses, and a file of unknown format; where
+    /// it or the kernel cannot be read. Nothing is left.
     pub fn import(
         &self,
         request: &ImportRequest,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Image> {
-        let name = &request.name;
+        let ImportRequest { file, name, .. } = request;
         if request.initrd.is_some() && request.kernel.is_none() {
             return Err(Error::InitrdWithoutKernel { name: name.clone() });
         }
-        let format = format_of(&request.file, request.format)?;
-        let source = open_regular(&request.file)?;
+        let disk = DiskFile::open(file, format_of(file, request.format)?)?;
         for boots in request.kernel.iter().chain(&request.initrd) {
             open_regular(boots)?;
         }
-        let lock = self.lock(name, PATIENCE)?;
-        match self.find(name) {
-            Err(Error::NotFound { .. }) => {}
-            Ok(_) | Err(Error::Damaged { .. } | Error::Newer { .. }) => {
-                return Err(Error::NameTaken { name: name.clone() });
-            }
-            Err(error) => return Err(error),
-        }
-        self.remove_leftovers(&lock, name)?;
-        let imported = self.import_locked(&lock, request, &source, format, progress);
-        if imported.is_err() {
-            // The error that matters is the one above; what stays is removed at the next import.
-            let _ = self.remove_leftovers(&lock, name);
-        }
-        imported
-    }
-
-    fn import_locked(
-        &self,
-        lock: &Lock,
-        request: &ImportRequest,
-        source: &File,
-        format: ImageFormat,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Image> {
-        let ImportRequest { file, name, .. } = request;
-        let id = ImageId::random();
-        let content = self.create_content(name, id)?;
-        match format {
-            ImageFormat::Raw => {
-                let _ = sparse::copy(source, &content, progress)
+        let draft = self.draft(name)?;
+        match disk.raw() {
+            Some(raw) => {
+                let _ = sparse::copy(raw, draft.content(), progress)
                     .map_err(|error| FileError::new("copy", file, error))?;
             }
-            ImageFormat::Qcow2 => convert(file, source, &content, Some(lock), progress)?,
+            None => disk.convert_into_new(draft.content(), &[draft.lock().as_fd()], progress)?,
         }
-        let length = content
-            .metadata()
-            .map_err(|error| FileError::new("examine", self.content_path(name, id), error))?
-            .len();
-        let size = whole_sectors(length);
-        content
-            .set_len(size.get())
-            .map_err(|error| FileError::new("grow", self.content_path(name, id), error))?;
-
         let guard = self.hold_kernels("image import")?;
         let boot = request
             .kernel
             .as_ref()
             .map(|kernel| self.add_boot(&guard, kernel, request.initrd.as_deref()))
             .transpose()?;
-        let image = Image {
-            id,
-            name: name.clone(),
-            size,
-            boot,
-            source: ImageSource::Imported {
-                file: file_name(file),
-            },
-            created: Timestamp::now(),
+        let source = ImageSource::Imported {
+            file: file_name(file),
         };
-        self.publish(lock, &image)?;
-        Ok(image)
+        draft.publish(boot, source)
     }
 
-    /// Opens a file to deploy from without making an image of it. A qcow2 file is converted into
-    /// an unnamed file beside the images, which a crash does not leave behind.
+    /// Opens a file to deploy from without making an image of it. One that is not raw is
+    /// converted into an unnamed file beside the images, which a crash does not leave behind.
     ///
     /// # Errors
     /// As [`Images::import`], but for the name.
@@ -222,26 +91,18 @@ impl Images {
         format: Option<ImageFormat>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<BorrowedContent> {
-        let format = format_of(path, format)?;
-        let source = open_regular(path)?;
-        let file = match format {
-            ImageFormat::Raw => source,
-            ImageFormat::Qcow2 => {
-                let directory = self.store.path();
-                let content = tempfile::tempfile_in(directory)
-                    .map_err(|error| FileError::new("create a file in", directory, error))?;
-                convert(path, &source, &content, None, progress)?;
-                content
-            }
+        let disk = DiskFile::open(path, format_of(path, format)?)?;
+        let size = disk.whole_sectors();
+        let file = if disk.raw().is_some() {
+            disk.into_file()
+        } else {
+            let directory = self.store.path();
+            let content = tempfile::tempfile_in(directory)
+                .map_err(|error| FileError::new("create a file in", directory, error))?;
+            disk.convert_into_new(&content, &[], progress)?;
+            content
         };
-        let length = file
-            .metadata()
-            .map_err(|error| FileError::new("examine", path, error))?
-            .len();
-        Ok(BorrowedContent {
-            file,
-            size: whole_sectors(length),
-        })
+        Ok(BorrowedContent { file, size })
     }
 }
 
@@ -257,201 +118,13 @@ fn file_name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn whole_sectors(length: u64) -> Bytes {
-    Bytes::new(length.div_ceil(Bytes::SECTOR) * Bytes::SECTOR)
-}
-
-/// Opens a file that holds something. It is examined before it is opened, for opening a FIFO
-/// waits, and opening a device may act.
-pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    let examine = |error| FileError::new("open", path, error);
-    let not_a_file = || Error::NotAFile {
-        path: path.to_owned(),
-    };
-    if !fs::metadata(path).map_err(examine)?.is_file() {
-        return Err(not_a_file());
-    }
-    let file = File::open(path).map_err(examine)?;
-    let facts = file.metadata().map_err(examine)?;
-    if !facts.is_file() {
-        return Err(not_a_file());
-    }
-    if facts.len() == 0 {
-        return Err(Error::Empty {
-            path: path.to_owned(),
-        });
-    }
-    Ok(file)
-}
-
-/// What the first file that a program inherits is to it, and the second: the files that we
-/// opened and examined, whatever their paths have become since.
-const SOURCE: &str = "/dev/fd/3";
-const TARGET: &str = "/dev/fd/4";
-
-/// Writes what a qcow2 file holds into `target`, leaving its holes out.
-fn convert(
-    path: &Path,
-    source: &File,
-    target: &File,
-    lock: Option<&Lock>,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let examination = examine(path, source)?;
-    let failed = |source| Error::program("convert", path.display())(source);
-    let log = tempfile::tempfile()
-        .map_err(|error| FileError::new("create a file in", std::env::temp_dir(), error))?;
-    let output = log
-        .try_clone()
-        .map_err(|error| FileError::new("open", path, error))?;
-    let start = || {
-        let mut program = Program::find("qemu-img")?
-            .inherit(source)?
-            .inherit(target)?;
-        if let Some(lock) = lock {
-            program = program.inherit(lock)?;
-        }
-        program
-            .args(["convert", "-p", "-f", "qcow2", "-O", "raw", "--"])
-            .args([SOURCE, TARGET])
-            .spawn_logged(output)
-    };
-    let running = start().map_err(failed)?;
-    wait(running, &log, examination.virtual_size, progress).map_err(failed)
-}
-
-fn wait(
-    mut running: Running,
-    log: &File,
-    size: u64,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<(), ProgramError> {
-    let status = loop {
-        let ended = running.try_wait().map_err(|source| ProgramError::Start {
-            path: "qemu-img".into(),
-            source,
-        })?;
-        let text = read_log(log);
-        if let Some(hundredths) = percent_done(&text) {
-            let done = u128::from(size) * u128::from(hundredths) / 10_000;
-            progress(u64::try_from(done).unwrap_or(size), size);
-        }
-        match ended {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => break status,
-            None => thread::sleep(PROGRESS_INTERVAL),
-        }
-    };
-    let text = read_log(log);
-    let words: Vec<&str> = text
-        .split(['\r', '\n'])
-        .filter(|line| !line.contains("/100%)") && !line.trim().is_empty())
-        .collect();
-    Err(ProgramError::Failed {
-        name: "qemu-img".to_owned(),
-        status,
-        message: words.join("\n"),
-    })
-}
-
-/// What qemu-img has written so far. It shares the offset of our descriptor, so it is read at
-/// positions.
-fn read_log(log: &File) -> String {
-    use std::os::unix::fs::FileExt;
-    let mut content = vec![0; 64 << 10];
-    let length = log.metadata().map_or(0, |facts| facts.len());
-    let from = length.saturating_sub(content.len() as u64);
-    let read = log.read_at(&mut content, from).unwrap_or(0);
-    String::from_utf8_lossy(&content[..read]).into_owned()
-}
-
-/// The last `(12.34/100%)` of qemu-img's progress, in hundredths of a percent.
-fn percent_done(text: &str) -> Option<u64> {
-    let (before, _) = text.rsplit_once("/100%)")?;
-    let (_, number) = before.rsplit_once('(')?;
-    let (whole, hundredths) = number.trim().split_once('.')?;
-    let whole: u64 = whole.parse().ok()?;
-    let hundredths: u64 = hundredths.parse().ok().filter(|part| *part < 100)?;
-    Some((whole * 100 + hundredths).min(10_000))
-}
-
-/// Refuses a qcow2 file that cannot be read by itself.
-fn examine(path: &Path, source: &File) -> Result<Examination> {
-    let run = || {
-        Program::find("qemu-img")?
-            .inherit(source)?
-            .time_limit(EXAMINATION_LIMIT)
-            .args(["info", "--output=json", "-f", "qcow2", "--", SOURCE])
-            .run()
-    };
-    let answer = run().map_err(Error::program("examine", path.display()))?;
-    let found: Examination =
-        serde_json::from_slice(&answer.stdout).map_err(|source| Error::QemuImgAnswer {
-            path: path.to_owned(),
-            source,
-        })?;
-    let facts = found.format_specific.as_ref().map(|facts| &facts.data);
-    let other = found
-        .backing_filename
-        .as_ref()
-        .or(found.full_backing_filename.as_ref())
-        .or_else(|| facts.and_then(|facts| facts.data_file.as_ref()));
-    if let Some(other) = other {
-        return Err(Error::ReadsAnotherFile {
-            path: path.to_owned(),
-            other: other.clone(),
-        });
-    }
-    if facts.is_some_and(|facts| facts.corrupt) {
-        return Err(Error::Corrupt {
-            path: path.to_owned(),
-            source: None,
-        });
-    }
-    if found.virtual_size == 0 {
-        return Err(Error::Empty {
-            path: path.to_owned(),
-        });
-    }
-    check(path, source)?;
-    Ok(found)
-}
-
-/// Looks whether the tables of a qcow2 file are whole and all that they name is in it.
-fn check(path: &Path, source: &File) -> Result<()> {
-    /// Exit statuses of qemu-img check, from qemu-img(1).
-    const CORRUPTED: i32 = 2;
-    const LEAKED: i32 = 3;
-    let run = || {
-        Program::find("qemu-img")?
-            .inherit(source)?
-            .args(["check", "-q", "-f", "qcow2", "--", SOURCE])
-            .run()
-    };
-    match run() {
-        Ok(_) => Ok(()),
-        // Clusters that nothing uses harm nobody who only reads.
-        Err(ProgramError::Failed { status, .. }) if status.code() == Some(LEAKED) => Ok(()),
-        Err(ProgramError::Failed {
-            name,
-            status,
-            message,
-        }) if status.code() == Some(CORRUPTED) => Err(Error::Corrupt {
-            path: path.to_owned(),
-            source: Some(ProgramError::Failed {
-                name,
-                status,
-                message,
-            }),
-        }),
-        Err(error) => Err(Error::program("examine", path.display())(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
     use std::os::unix::fs::FileExt;
+
+    use sistemo_host::program::Program;
 
     use super::*;
     use crate::kernels::Discarded;
@@ -626,7 +299,7 @@ mod tests {
         assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 
         let error = home.import(&home.file("text.qcow2", b"text")).unwrap_err();
-        assert!(matches!(error, Error::Program { .. }), "{error}");
+        assert!(matches!(error, Error::NotOfFormat { .. }), "{error}");
 
         home.nothing_is_left();
     }
@@ -724,15 +397,5 @@ mod tests {
         let guard = home.images.hold_kernels("test").unwrap();
         let discarded = home.images.discard_unused_kernels(&guard, &[]).unwrap();
         assert!(matches!(discarded, Discarded::Unused(0)), "{discarded:?}");
-    }
-
-    #[test]
-    fn the_progress_of_qemu_img_is_read() {
-        assert_eq!(
-            percent_done("    (0.00/100%)\r    (12.34/100%)\r"),
-            Some(1234)
-        );
-        assert_eq!(percent_done("    (100.00/100%)\r\n"), Some(10_000));
-        assert_eq!(percent_done("qemu-img: error"), None);
     }
 }

@@ -123,7 +123,7 @@ impl Images {
     /// A crash leaves a part, which the next discarding removes, or a kernel that nothing boots,
     /// likewise.
     fn add_kernel(&self, _guard: &KernelGuard, path: &Path) -> Result<Digest> {
-        let source = crate::import::open_regular(path)?;
+        let source = crate::disk_file::open_regular(path)?;
         let part = format!("{}{PART}", ImageId::random());
         let copied = self.copy_kernel(path, source, &part);
         if copied.is_err() {

@@ -18,6 +18,7 @@
 //! removed at the next build or import.
 
 mod debian;
+mod disk_file;
 mod error;
 mod import;
 mod kernels;
@@ -26,7 +27,8 @@ mod store;
 pub use debian::{
     BuildRequest, BuildStep, DEBIAN, GuestIdentity, check_subordinate_ids, command_line,
 };
+pub use disk_file::{DiskFile, ImageFormat, Place, Written};
 pub use error::{Error, Result};
-pub use import::{BorrowedContent, ImageFormat, ImportRequest};
+pub use import::{BorrowedContent, ImportRequest};
 pub use kernels::{Discarded, KernelGuard};
-pub use store::{DamagedImage, Images, Listing, OpenImage};
+pub use store::{DamagedImage, ImageDraft, Images, Listing, OpenImage};

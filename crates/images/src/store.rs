@@ -10,9 +10,10 @@ use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError, Open};
 use sistemo_host::lock::{Lock, LockError, PATIENCE};
 use sistemo_host::{program::ProgramError, sparse};
-use sistemo_model::{Bytes, Image, ImageId, ImageName};
+use sistemo_model::{Boot, Bytes, Image, ImageId, ImageName, ImageSource, Timestamp};
 
 use crate::debian::Namespace;
+use crate::disk_file::whole_sectors;
 use crate::error::{Error, Result};
 
 /// The version of the description's format that this program writes, and the newest it reads.
@@ -38,6 +39,66 @@ pub struct OpenImage {
     pub image: Image,
     /// Its content, raw and sparse, open for reading.
     pub content: File,
+}
+
+/// An image that does not exist yet. Dropped, it leaves nothing; killed, it leaves content that no
+/// description names, which the next import or build removes.
+#[derive(Debug)]
+#[must_use]
+pub struct ImageDraft<'a> {
+    images: &'a Images,
+    lock: Lock,
+    name: ImageName,
+    id: ImageId,
+    content: File,
+}
+
+impl ImageDraft<'_> {
+    /// What is to be its content, an empty raw file to begin with.
+    #[must_use]
+    pub fn content(&self) -> &File {
+        &self.content
+    }
+
+    /// What a program must inherit that writes the content.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// Makes the image exist, durably, with what its content is now, rounded up to whole sectors.
+    ///
+    /// # Errors
+    /// Where it cannot be written. Nothing is left.
+    pub fn publish(self, boot: Option<Boot>, source: ImageSource) -> Result<Image> {
+        let path = || self.images.content_path(&self.name, self.id);
+        let length = self
+            .content
+            .metadata()
+            .map_err(|error| FileError::new("examine", path(), error))?
+            .len();
+        let size = whole_sectors(length);
+        self.content
+            .set_len(size.get())
+            .map_err(|error| FileError::new("grow", path(), error))?;
+        let image = Image {
+            id: self.id,
+            name: self.name.clone(),
+            size,
+            boot,
+            source,
+            created: Timestamp::now(),
+        };
+        self.images.publish(&self.lock, &image)?;
+        Ok(image)
+    }
+}
+
+impl Drop for ImageDraft<'_> {
+    fn drop(&mut self) {
+        // Of an image that was published nothing is left over; else, what stays is removed next
+        // time.
+        let _ = self.images.remove_leftovers(&self.lock, &self.name);
+    }
 }
 
 /// The images there are, and those that nothing can be told about.
@@ -220,6 +281,30 @@ impl Images {
         self.lock_path(&format!("image-{name}.lock"))
     }
 
+    /// Begins an image.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], and where its content cannot be made.
+    pub fn draft(&self, name: &ImageName) -> Result<ImageDraft<'_>> {
+        let lock = self.lock(name, PATIENCE)?;
+        match self.find(name) {
+            Err(Error::NotFound { .. }) => {}
+            Ok(_) | Err(Error::Damaged { .. } | Error::Newer { .. }) => {
+                return Err(Error::NameTaken { name: name.clone() });
+            }
+            Err(error) => return Err(error),
+        }
+        self.remove_leftovers(&lock, name)?;
+        let id = ImageId::random();
+        Ok(ImageDraft {
+            images: self,
+            lock,
+            name: name.clone(),
+            id,
+            content: self.create_content(name, id)?,
+        })
+    }
+
     /// Makes the instant at which an image exists, or is another: its content must be whole.
     /// The content that it replaces goes; who has it open reads on.
     ///
@@ -351,8 +436,6 @@ fn leftover(file: &str) -> Option<(ImageName, ImageId)> {
 mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
-
-    use sistemo_model::{ImageSource, Timestamp};
 
     use super::*;
     use crate::kernels::Discarded;

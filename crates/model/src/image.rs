@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, ImageId, ImageName, Timestamp};
+use crate::{Bytes, ImageId, ImageName, SnapshotName, Timestamp, VolumeName};
 
 /// An operating system to start a root volume from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,13 @@ pub enum ImageSource {
     Imported {
         /// The file's name, without its directory.
         file: String,
+    },
+    /// Made of a volume.
+    Volume {
+        /// The volume's name at that time.
+        volume: VolumeName,
+        /// The snapshot of it, where it was one.
+        snapshot: Option<SnapshotName>,
     },
 }
 
