@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Styles};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use sistemo::ImageFormat;
 use sistemo::model::{Bytes, MachineId, Reference};
 
 use crate::commands::{completion, driver, image, machine, manual, pool, volume};
@@ -147,6 +149,12 @@ pub(crate) fn reference(text: &str) -> Result<Reference, String> {
     } else {
         Ok(Reference::from(text))
     }
+}
+
+/// Parses how a file holds a disk.
+pub(crate) fn disk_formats() -> impl TypedValueParser<Value = ImageFormat> {
+    PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::as_str))
+        .try_map(|word| word.parse::<ImageFormat>())
 }
 
 #[cfg(test)]

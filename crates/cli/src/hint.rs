@@ -4,7 +4,7 @@ use sistemo::care::Obstacle;
 use sistemo::doctor::package_of;
 use sistemo::model::{MachineName, MachineState, VolumeName};
 use sistemo::settings::SettingsError;
-use sistemo::{ConfError, Error, Kind, causes};
+use sistemo::{ConfError, Error, ImageError, Kind, causes};
 
 use crate::failure::Failure;
 
@@ -75,6 +75,9 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::PoolLacks { .. }
         | Error::PoolTooFull { .. }
         | Error::Exchange { .. }
+        | Error::DiskFile { .. }
+        | Error::PlaceTooFull { .. }
+        | Error::ChecksumDiffers { .. }
         | Error::EmptyInput { .. } => return history_hint(error),
         Error::NotLarger { .. }
         | Error::TooSmallForFilesystem { .. }
@@ -111,7 +114,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
         Error::ImageFile { .. } => {
-            "sistemo image import FILE --name NAME --format raw|qcow2".to_owned()
+            "sistemo image import FILE --name NAME --format raw|qcow2|vmdk|vhdx|vdi".to_owned()
         }
         Error::DataDirectory { .. } => {
             "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
@@ -237,10 +240,38 @@ fn history_hint(error: &Error) -> Option<String> {
             action: "import", ..
         }
         | Error::EmptyInput { .. } => {
-            "import a raw image file; an empty volume is made with `sistemo volume create`"
+            "import a disk image file; an empty volume is made with `sistemo volume create`"
                 .to_owned()
         }
+        Error::DiskFile { source, .. } => return disk_file_hint(source),
+        Error::PlaceTooFull { .. } => "make room there, or name another place".to_owned(),
+        Error::ChecksumDiffers { .. } => {
+            "get the file again: it is another one, or came damaged".to_owned()
+        }
         Error::Exchange { .. } => "choose another file".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What to do with a disk image file that cannot be used.
+fn disk_file_hint(error: &ImageError) -> Option<String> {
+    Some(match error {
+        ImageError::NotOfFormat { .. } => {
+            "name its format with --format; `--format raw` takes the file as it is".to_owned()
+        }
+        ImageError::ReadsAnotherFile { .. }
+        | ImageError::UnsupportedDisk { .. }
+        | ImageError::Encrypted { .. } => {
+            "make one plain file of it where it comes from: `qemu-img convert -O qcow2 FILE whole.qcow2`"
+                .to_owned()
+        }
+        ImageError::CutOff { .. } | ImageError::Corrupt { .. } => {
+            "get the file again, or look at it with `qemu-img check`".to_owned()
+        }
+        ImageError::Empty { .. } | ImageError::NotAFile { .. } => {
+            "import a disk image file; an empty volume is made with `sistemo volume create`"
+                .to_owned()
+        }
         _ => return None,
     })
 }

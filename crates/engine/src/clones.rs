@@ -9,7 +9,7 @@ use sistemo_model::{
 };
 use sistemo_pools::{Content, Cost, Draft, Origin, Pool, PoolError, Way};
 
-use crate::copying::{self, data_bytes, require_room};
+use crate::copying::{self, data_bytes, on_one_filesystem, require_room};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::sources::Source;
@@ -151,7 +151,10 @@ impl Source<'_> {
 pub(crate) fn room_for_clone(source: &Source<'_>, pool: &dyn Pool) -> Result<Option<u64>> {
     let copies = match pool.clones().filter(|_| source.volume.pool == *pool.name()) {
         Some(power) => power.clone_cost() == Cost::Copy,
-        None => source.raw_file()?.is_none() || !on_one_filesystem(source.pool.as_ref(), pool),
+        None => {
+            source.raw_file()?.is_none()
+                || !on_one_filesystem(source.pool.directory(), pool.directory())
+        }
     };
     if !copies {
         return Ok(None);
@@ -175,13 +178,4 @@ fn fill(
     }
     copying::copy(content, draft.content()?, progress)?;
     Ok(Way::Copied)
-}
-
-/// Whether two pools may share extents: then a copy may take no room.
-pub(crate) fn on_one_filesystem(one: &dyn Pool, other: &dyn Pool) -> bool {
-    let device = |pool: &dyn Pool| {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(pool.directory()).map(|meta| meta.dev())
-    };
-    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }

@@ -1,6 +1,9 @@
 //! Copying a volume's bytes to where no driver shares them, without what holds only zeros.
 
 use sistemo_host::sparse::Extent;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use sistemo_model::{Bytes, PoolName};
 use sistemo_pools::{Content, Pool, PoolError};
 
@@ -261,6 +264,12 @@ pub(crate) fn first_difference(
 /// Where the pool cannot be read.
 pub(crate) fn data_bytes(content: &dyn Content) -> Result<u64, PoolError> {
     Ok(content.extents()?.iter().map(|extent| extent.length).sum())
+}
+
+/// Whether two directories may share extents: then a copy may take no room.
+pub(crate) fn on_one_filesystem(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev());
+    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Makes sure, before a long copy is begun, that a pool has room for it. It may still run full

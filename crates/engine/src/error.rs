@@ -11,8 +11,8 @@ use sistemo_host::directory::FileError;
 use sistemo_host::program::ProgramError;
 use sistemo_images::Error as ImageError;
 use sistemo_model::{
-    Attachment, Bytes, Filesystem, ImageName, MachineName, MachineState, NameError, PoolName,
-    SnapshotName, VolumeName,
+    Attachment, Bytes, Digest, Filesystem, ImageName, MachineName, MachineState, NameError,
+    PoolName, SnapshotName, VolumeName,
 };
 use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{ConfError, Fault, PoolError};
@@ -359,6 +359,37 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         reason: &'static str,
+    },
+    /// A file that holds a disk cannot be read, or a disk not be written to one.
+    #[error("cannot {action}")]
+    DiskFile {
+        /// What was tried: `import volume pgdata`.
+        action: String,
+        /// What is wrong with the file, or what the program said.
+        #[source]
+        source: ImageError,
+    },
+    /// A directory has too little room for a copy.
+    #[error("{} has {free} free, and {needed} are needed to {action}", directory.display())]
+    PlaceTooFull {
+        /// The directory.
+        directory: PathBuf,
+        /// What was to be done: `export volume pgdata`.
+        action: String,
+        /// What it takes.
+        needed: Bytes,
+        /// What there is.
+        free: Bytes,
+    },
+    /// The bytes of a volume are not those that were expected.
+    #[error("the content of volume {volume} has the SHA-256 {found} instead of {expected}")]
+    ChecksumDiffers {
+        /// The volume.
+        volume: VolumeName,
+        /// What it should have been.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
     },
     /// What a volume is read from or written to, other than a file, broke.
     #[error("cannot {action} volume {volume}")]

@@ -6,16 +6,22 @@ use serde::Serialize;
 
 use sistemo_catalog::ImageCopy;
 use sistemo_images::{
-    BuildRequest, BuildStep, DEBIAN, DamagedImage, Discarded, Error as ImageError, ImageFormat,
-    ImportRequest, KernelGuard, OpenImage,
+    BuildRequest, BuildStep, DEBIAN, DamagedImage, Discarded, Error as ImageError, ImageDraft,
+    ImageFormat, ImportRequest, KernelGuard, OpenImage,
 };
 use sistemo_model::{
-    Digest, Image, ImageId, ImageName, ImageSource, Lifecycle, PoolName, Timestamp,
+    Digest, Image, ImageId, ImageName, ImageSource, Lifecycle, PoolName, Reference, SnapshotName,
+    Timestamp, VolumeName,
 };
+use sistemo_pools::Content;
 
+use crate::copying::{data_bytes, on_one_filesystem};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result, causes};
+use crate::exchange::{RawFile, require_space};
 use crate::reporter::Notice;
+use crate::sources::Source;
+use crate::volumes::pool_error;
 
 /// A Debian to be built.
 #[derive(Clone, Debug)]
@@ -45,6 +51,19 @@ pub struct NewImport {
     pub pool: Option<PoolName>,
 }
 
+/// An image to be made of a volume.
+#[derive(Clone, Debug)]
+pub struct NewOfVolume {
+    /// The volume.
+    pub volume: Reference,
+    /// The snapshot of it; without one, the volume as it is now.
+    pub snapshot: Option<SnapshotName>,
+    /// The image's name.
+    pub name: ImageName,
+    /// A pool to put the image into right away, for root volumes to be cloned from.
+    pub pool: Option<PoolName>,
+}
+
 /// What users see of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageView {
@@ -60,7 +79,7 @@ pub struct ImageView {
     pub kernel: Option<Digest>,
     /// The digest of its initial RAM disk.
     pub initrd: Option<Digest>,
-    /// Where it came from: `built` or `imported`.
+    /// Where it came from: `built`, `imported` or `volume`.
     pub source: &'static str,
     /// The release it was built from.
     pub suite: Option<String>,
@@ -68,6 +87,10 @@ pub struct ImageView {
     pub include: Vec<String>,
     /// The file it was imported from, without its directory.
     pub file: Option<String>,
+    /// The volume it was made of, by the name that had then.
+    pub volume: Option<VolumeName>,
+    /// The snapshot of that volume.
+    pub snapshot: Option<SnapshotName>,
     /// Where its content is on the host.
     pub path: PathBuf,
     /// The pools that it stands in, for root volumes to be cloned from.
@@ -157,13 +180,71 @@ impl Engine {
         let imported = self.images.import(&request, &mut progress);
         self.reporter.stage_over();
         let image = imported.map_err(|source| image_error("import", &name, source))?;
-        if let Some(pool) = &pool {
-            let opened = self.images.open_image(&name);
-            let OpenImage { image, content } =
-                opened.map_err(|source| image_error("open", &name, source))?;
-            let _ = self.ensure_image_copy(&image, &content, pool)?;
-        }
+        self.stand_in_pool(&name, pool.as_ref())?;
         self.view_image(image)
+    }
+
+    /// Makes an image of all that a volume holds. It boots the kernel that the volume does, where
+    /// that boots one. A crash leaves content that no image names, which the next build or import
+    /// removes.
+    ///
+    /// # Errors
+    /// Where the name is taken, the volume's machine is active and no snapshot is named, or there
+    /// is no room. Where only the pool that it is to stand in has no room the image is there.
+    pub fn create_image(&self, new: &NewOfVolume) -> Result<ImageView> {
+        if let Some(pool) = &new.pool {
+            self.expect_instant_clones(pool)?;
+        }
+        let name = &new.name;
+        let fail = |source| image_error("create", name, source);
+        // Held to the end: until the image boots them, it is the volume that keeps its kernels.
+        let source = self.hold_source(&new.volume, new.snapshot.as_ref(), "copy")?;
+        let draft = self.images.draft(name).map_err(fail)?;
+        let content = source.content()?;
+        self.reporter
+            .stage(&format!("copying {}", source.volume.name));
+        let written = self.fill_image(&source, content.as_ref(), &draft);
+        self.reporter.stage_over();
+        written?;
+        let origin = ImageSource::Volume {
+            volume: source.volume.name.clone(),
+            snapshot: new.snapshot.clone(),
+        };
+        let made = draft.publish(source.volume.boot.clone(), origin);
+        let image = made.map_err(fail)?;
+        drop(source);
+        self.stand_in_pool(name, new.pool.as_ref())?;
+        self.view_image(image)
+    }
+
+    fn fill_image(
+        &self,
+        source: &Source<'_>,
+        content: &dyn Content,
+        draft: &ImageDraft<'_>,
+    ) -> Result<()> {
+        let place = draft.directory();
+        let action = format!("create image {}", draft.name());
+        if !on_one_filesystem(source.pool.directory(), place) {
+            let needed = data_bytes(content);
+            let needed = needed.map_err(|error| pool_error(&source.volume, "read", error))?;
+            require_space(place, needed, || action.clone())?;
+        }
+        let raw = RawFile {
+            file: draft.content(),
+            path: place,
+            action: &action,
+        };
+        self.write_raw(source, content, &raw)
+    }
+
+    /// Puts an image into a pool.
+    fn stand_in_pool(&self, name: &ImageName, pool: Option<&PoolName>) -> Result<()> {
+        let Some(pool) = pool else { return Ok(()) };
+        let opened = self.images.open_image(name);
+        let OpenImage { image, content } =
+            opened.map_err(|source| image_error("open", name, source))?;
+        self.ensure_image_copy(&image, &content, pool).map(drop)
     }
 
     /// Deletes an image. Volumes made from it, and the kernels they boot, stay. Returns it as it
@@ -280,25 +361,38 @@ impl Engine {
         let (kernel, initrd) = image
             .boot
             .map_or((None, None), |boot| (Some(boot.kernel), boot.initrd));
-        let (origin, suite, include, file) = match image.source {
-            ImageSource::Built { suite, include } => ("built", Some(suite), include, None),
-            ImageSource::Imported { file } => ("imported", None, Vec::new(), Some(file)),
-        };
-        Ok(ImageView {
+        let mut view = ImageView {
             id: image.id,
             name: image.name,
             size_bytes: image.size.get(),
             used_bytes: used.map(sistemo_model::Bytes::get),
             kernel,
             initrd,
-            source: origin,
-            suite,
-            include,
-            file,
+            source: "",
+            suite: None,
+            include: Vec::new(),
+            file: None,
+            volume: None,
+            snapshot: None,
             path,
             pools,
             created: image.created,
-        })
+        };
+        match image.source {
+            ImageSource::Built { suite, include } => {
+                view.source = "built";
+                (view.suite, view.include) = (Some(suite), include);
+            }
+            ImageSource::Imported { file } => {
+                view.source = "imported";
+                view.file = Some(file);
+            }
+            ImageSource::Volume { volume, snapshot } => {
+                view.source = "volume";
+                (view.volume, view.snapshot) = (Some(volume), snapshot);
+            }
+        }
+        Ok(view)
     }
 }
 

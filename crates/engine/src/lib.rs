@@ -12,7 +12,7 @@
 //! | [`history`] | what is known of a volume's past: pins |
 //! | [`care`] | checking, mending and trimming a volume, and what it takes |
 //! | [`moves`] | a volume goes to another pool |
-//! | [`exchange`] | a volume as a raw file, and a raw file as a volume |
+//! | [`exchange`] | a volume as a file of some format, and such a file as a volume |
 //! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
 //! | [`images`] | build, import, list, delete |
@@ -63,6 +63,6 @@ pub use error::{Error, Kind, MonitorError, Result, causes};
 pub use reporter::{Notice, Reporter, Silent};
 pub use settings::Settings;
 pub use sistemo_host::Changed;
-pub use sistemo_images::ImageFormat;
+pub use sistemo_images::{Error as ImageError, ImageFormat};
 pub use sistemo_model as model;
 pub use sistemo_pools::{ConfError, Cost, DriverInfo, PoolError, Way};

@@ -13,8 +13,9 @@ use sistemo_model::{
 };
 use sistemo_pools::{Content, Cost, Description, Found, Pool, PoolError, Snapshot, Snapshots};
 
-use crate::clones::on_one_filesystem;
-use crate::copying::{bring, data_bytes, differing_bytes, first_difference, require_room};
+use crate::copying::{
+    bring, data_bytes, differing_bytes, first_difference, on_one_filesystem, require_room,
+};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::pools::expect_known;
@@ -329,7 +330,10 @@ impl Passage<'_> {
             .to
             .clones()
             .is_some_and(|power| power.clone_cost() == Cost::Instant);
-        if self.states.len() == 1 && shares && on_one_filesystem(self.from, self.to) {
+        if self.states.len() == 1
+            && shares
+            && on_one_filesystem(self.from.directory(), self.to.directory())
+        {
             // It may take none.
             return Ok(());
         }

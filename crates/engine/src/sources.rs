@@ -22,6 +22,8 @@ pub(crate) struct Source<'a> {
     pub(crate) as_of: Timestamp,
     /// The locks that are held for it alone; none where its caller holds them.
     pub(crate) locks: LockSet,
+    /// Whether a machine uses the volume meanwhile.
+    in_use: bool,
 }
 
 impl Engine {
@@ -57,12 +59,12 @@ impl Engine {
         snapshot: Option<&'a SnapshotName>,
         locks: LockSet,
     ) -> Result<Source<'a>> {
-        let (size, as_of) = if let Some(name) = snapshot {
+        let (size, as_of, in_use) = if let Some(name) = snapshot {
             let found = self.find_snapshot(&volume, name)?;
-            (found.size, found.created)
+            (found.size, found.created, self.is_in_use(volume.id)?)
         } else {
             self.refuse_damaged(volume.id)?;
-            (volume.size, Timestamp::now())
+            (volume.size, Timestamp::now(), false)
         };
         Ok(Source {
             pool: self.pool(&volume.pool)?,
@@ -71,7 +73,19 @@ impl Engine {
             size,
             as_of,
             locks,
+            in_use,
         })
+    }
+
+    /// Whether a machine uses a volume whose lock is held, so that this does not change.
+    fn is_in_use(&self, id: VolumeId) -> Result<bool> {
+        let machine = self.catalogue.read(|session| {
+            let holder = session.holder_of(id)?;
+            holder
+                .map(|holder| session.machine(holder.attachment.machine))
+                .transpose()
+        })?;
+        Ok(machine.is_some_and(|machine| machine.state.is_active()))
     }
 }
 
@@ -81,12 +95,28 @@ impl Source<'_> {
             .map_err(|source| pool_error(&self.volume, "read", source))
     }
 
+    /// Lets programs read it where it is, if anywhere; they must write nothing.
+    pub(crate) fn with_location<T>(
+        &self,
+        work: impl FnOnce(Option<&Location>) -> Result<T>,
+    ) -> Result<T> {
+        let fail = |source| pool_error(&self.volume, "read", source);
+        let id = self.volume.id;
+        let location = match (self.snapshot, self.pool.snapshots()) {
+            (Some(name), Some(power)) => power.open_snapshot(id, name),
+            (Some(_), None) => Ok(None),
+            (None, _) => self.pool.open(id, Access::ReadOnly).map(Some),
+        };
+        let worked = work(location.map_err(fail)?.as_ref());
+        if !self.in_use {
+            self.pool.close(id).map_err(fail)?;
+        }
+        worked
+    }
+
     /// Its bytes as a file, where they are one.
     pub(crate) fn raw_file(&self) -> Result<Option<File>> {
-        if self.snapshot.is_some() {
-            return Ok(None);
-        }
-        raw_file(self.pool.as_ref(), &self.volume)
+        self.with_location(|location| Ok(location.and_then(open_raw)))
     }
 }
 
@@ -111,11 +141,15 @@ pub(crate) fn content_of(
 pub(crate) fn raw_file(pool: &dyn Pool, volume: &Volume) -> Result<Option<File>> {
     let fail = |source| pool_error(volume, "read", source);
     let location = pool.open(volume.id, Access::ReadOnly).map_err(fail)?;
-    let opened = match location {
+    let opened = open_raw(&location);
+    pool.close(volume.id).map_err(fail)?;
+    Ok(opened)
+}
+
+fn open_raw(location: &Location) -> Option<File> {
+    match location {
         // What cannot be opened so is read as the driver reads it.
         Location::RawFile(path) => File::open(path).ok(),
         Location::BlockDevice(_) | Location::Qcow2File(_) => None,
-    };
-    pool.close(volume.id).map_err(fail)?;
-    Ok(opened)
+    }
 }

@@ -60,6 +60,18 @@ impl ImageDraft<'_> {
         &self.content
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &ImageName {
+        &self.name
+    }
+
+    /// The directory that its content is in.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.images.store.path()
+    }
+
     /// What a program must inherit that writes the content.
     pub fn lock(&self) -> &Lock {
         &self.lock

@@ -3,13 +3,12 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use sistemo::images::{ImageView, NewDebian, NewImport};
-use sistemo::model::{Bytes, ImageName, PoolName};
+use sistemo::images::{ImageView, NewDebian, NewImport, NewOfVolume};
+use sistemo::model::{Bytes, ImageName, PoolName, Reference, SnapshotName};
 use sistemo::{Error, ImageFormat, Kind};
 
-use crate::arguments::value;
+use crate::arguments::{disk_formats, reference, value};
 use crate::confirmation::Beforehand;
 use crate::failure::Failure;
 use crate::output::details::Details;
@@ -38,6 +37,18 @@ Examples:
   sistemo image import cloud.qcow2 --name cloud
   sistemo image import rootfs.ext4 --name mine --kernel vmlinuz --initrd initrd.img")]
     Import(Import),
+    /// Make an image of a volume
+    ///
+    /// The image holds all that the volume does, and boots the same kernel where that does. The
+    /// machine that holds the volume must be stopped, unless an image is made of a snapshot.
+    ///
+    /// A machine deployed from it has a machine ID, SSH host keys and a name of its own. All else
+    /// that was left on the volume is in the image: passwords, tokens, other keys, logs.
+    #[command(after_help = "\
+Examples:
+  sistemo image create --from-volume db1-root --name golden
+  sistemo image create --from-volume db1-root --snapshot clean --name golden2 -P fast")]
+    Create(Create),
     /// List images
     #[command(visible_alias = "ls")]
     List,
@@ -104,16 +115,28 @@ pub(crate) struct Import {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "kernel")]
     initrd: Option<PathBuf>,
     /// How the file is stored; without it, its name decides
-    #[arg(long, value_parser = formats())]
+    #[arg(long, value_parser = disk_formats())]
     format: Option<ImageFormat>,
     /// Put it into this pool right away, for root volumes to be cloned from
     #[arg(short = 'P', long, value_parser = value::<PoolName>, allow_hyphen_values = true)]
     pool: Option<PoolName>,
 }
 
-fn formats() -> impl TypedValueParser<Value = ImageFormat> {
-    PossibleValuesParser::new([ImageFormat::Raw, ImageFormat::Qcow2].map(ImageFormat::as_str))
-        .try_map(|word| word.parse::<ImageFormat>())
+/// What `image create` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The volume to make it of
+    #[arg(long, value_name = "VOLUME", value_parser = reference, required = true)]
+    from_volume: Reference,
+    /// Make it of this snapshot of the volume instead of the volume as it is now
+    #[arg(long, value_parser = value::<SnapshotName>, allow_hyphen_values = true)]
+    snapshot: Option<SnapshotName>,
+    /// What to call it
+    #[arg(long, value_parser = value::<ImageName>, allow_hyphen_values = true)]
+    name: ImageName,
+    /// Put it into this pool right away, for root volumes to be cloned from
+    #[arg(short = 'P', long, value_parser = value::<PoolName>, allow_hyphen_values = true)]
+    pool: Option<PoolName>,
 }
 
 /// What `image delete` takes.
@@ -143,6 +166,10 @@ impl Command {
             Command::Import(Import { file, name, kernel, initrd, format, pool }) => {
                 let new = NewImport { file, name, kernel, initrd, format, pool };
                 output.one(&engine.import_image(new)?)
+            }
+            Command::Create(Create { from_volume, snapshot, name, pool }) => {
+                let new = NewOfVolume { volume: from_volume, snapshot, name, pool };
+                output.one(&engine.create_image(&new)?)
             }
             Command::List => output.list(
                 &engine.images()?,
@@ -200,8 +227,9 @@ impl Shown for ImageView {
         let columns = ["NAME", "SIZE", "USED", "BOOTS BY", "SOURCE", "CREATED"];
         let mut table = Table::new(columns.map(Column::new).to_vec());
         for image in images {
+            let volume = image.volume.as_ref().map(ToString::to_string);
             let from = image.suite.as_ref().or(image.file.as_ref());
-            let source = match from {
+            let source = match from.or(volume.as_ref()) {
                 Some(from) => format!("{} ({from})", image.source),
                 None => image.source.to_string(),
             };
@@ -231,6 +259,8 @@ impl Described for ImageView {
         details.if_any("Suite", self.suite.as_ref());
         details.several("Includes", self.include.iter().cloned());
         details.if_any("File", self.file.as_ref());
+        details.if_any("Volume", self.volume.as_ref());
+        details.if_any("Snapshot", self.snapshot.as_ref());
         details.line("Path", self.path.display());
         details.several("In pools", self.pools.iter().map(ToString::to_string));
         details.line("Created", format!("{:.0}", self.created));

@@ -118,22 +118,27 @@ Examples:
   sistemo volume revert pgdata
   sistemo volume revert pgdata before-upgrade")]
     Revert(snapshot::Revert),
-    /// Write a volume to a raw file
+    /// Write a volume to a file
     ///
-    /// The file has the volume's size and takes room only for its data; it appears when it is
-    /// whole. The machine that holds the volume must be stopped, unless a snapshot is exported.
+    /// The file takes room only for the volume's data; it appears when it is whole. How it is
+    /// written, its name tells: .raw, .img, .qcow2, .vmdk, .vhdx or .vdi. The machine that holds
+    /// the volume must be stopped, unless a snapshot is exported.
     #[command(after_help = "\
 Examples:
-  sistemo volume export pgdata pgdata.raw
+  sistemo volume export pgdata pgdata.qcow2
+  sistemo volume export pgdata backup --format vmdk --checksum
   sistemo volume export pgdata - --snapshot before-upgrade | zstd > pgdata.zst")]
     Export(exchange::Export),
-    /// Make a volume of a raw file
+    /// Make a volume of a file
     ///
-    /// Its size is the file's. What the file holds is not looked at: raw is what it is.
+    /// Its size is the disk's. How the file is stored, its name tells, and the beginning of a
+    /// file that is not raw must confirm it. A file that needs other files is refused: it would
+    /// read any of this host's. What a raw file holds is not looked at.
     #[command(after_help = "\
 Examples:
-  sistemo volume import pgdata.raw --name pgdata --fs ext4
-  zstdcat pgdata.zst | sistemo volume import - --name pgdata -P fast")]
+  sistemo volume import pgdata.qcow2 --name pgdata --fs ext4
+  sistemo volume import disk.vmdk --name old-server -P fast
+  zstdcat pgdata.zst | sistemo volume import - --name pgdata2")]
     Import(exchange::Import),
     /// Look for damage to a volume, and mend it with --repair
     ///

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use sistemo::exchange::{Export, NewImported};
+use sistemo::exchange::{Checksum, Export, NewImported};
 use sistemo::model::Filesystem;
 use sistemo::{Engine, Error};
 use sistemo_host::program::Program;
@@ -18,6 +18,8 @@ fn export(source: &str) -> Export {
     Export {
         source: reference(source),
         snapshot: None,
+        format: None,
+        checksum: Checksum::Skip,
     }
 }
 
@@ -26,6 +28,8 @@ fn imported(name: &str) -> NewImported {
         name: name.parse().unwrap(),
         pool: None,
         filesystem: Filesystem::None,
+        format: None,
+        checksum: Checksum::Skip,
     }
 }
 

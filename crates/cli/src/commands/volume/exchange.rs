@@ -5,26 +5,22 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueHint};
 use serde::Serialize;
-use sistemo::Engine;
-use sistemo::exchange::{Export as Exporting, NewImported};
-use sistemo::model::{Filesystem, PoolName, Reference, SnapshotName, VolumeName};
+use sistemo::exchange::{Checksum, Export as Exporting, Exported, Imported, NewImported};
+use sistemo::model::{Digest, Filesystem, PoolName, Reference, SnapshotName, VolumeName};
+use sistemo::volumes::VolumeView;
+use sistemo::{Engine, ImageFormat};
 
 use super::filesystems;
-use crate::arguments::{reference, value};
+use crate::arguments::{disk_formats, reference, value};
 use crate::failure::Failure;
+use crate::output::Shown;
+use crate::output::table::Table;
 use crate::session::Session;
 
 /// Standard input or output in a file's place.
 const STREAM: &str = "-";
-
-/// How a volume is written into a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// As its bytes are
-    Raw,
-}
 
 /// What `volume export` takes.
 #[derive(Debug, Args)]
@@ -38,9 +34,12 @@ pub(crate) struct Export {
     /// Export this snapshot of the volume instead of the volume as it is now
     #[arg(long, value_parser = value::<SnapshotName>, allow_hyphen_values = true)]
     snapshot: Option<SnapshotName>,
-    /// How it is written
-    #[arg(long, value_enum, default_value = "raw")]
-    format: Format,
+    /// How it is written; without it, as the file's name says, and else raw
+    #[arg(long, value_parser = disk_formats())]
+    format: Option<ImageFormat>,
+    /// Tell the SHA-256 of the volume's bytes, which takes as long as reading all of it
+    #[arg(long)]
+    checksum: bool,
 }
 
 /// What `volume import` takes.
@@ -58,9 +57,15 @@ pub(crate) struct Import {
     /// The filesystem that it holds, which is not looked at
     #[arg(long, value_name = "FS", value_parser = filesystems(), default_value = "none")]
     fs: Filesystem,
-    /// How the file is stored
-    #[arg(long, value_enum, default_value = "raw")]
-    format: Format,
+    /// How the file is stored; without it, as its name says, and else raw
+    #[arg(long, value_parser = disk_formats())]
+    format: Option<ImageFormat>,
+    /// Tell the SHA-256 of the volume's bytes, which takes as long as reading all of it
+    #[arg(long)]
+    checksum: bool,
+    /// Make the volume only if its bytes have this SHA-256
+    #[arg(long, value_name = "DIGEST", value_parser = value::<Digest>)]
+    sha256: Option<Digest>,
 }
 
 /// What programs are told of an export.
@@ -68,14 +73,36 @@ pub(crate) struct Import {
 struct Written {
     path: PathBuf,
     size_bytes: u64,
+    format: ImageFormat,
+    sha256: Option<Digest>,
+}
+
+/// What is told of an import: the volume, and what is known of the file.
+#[derive(Debug, Serialize)]
+struct Read {
+    #[serde(flatten)]
+    volume: VolumeView,
+    sha256: Option<Digest>,
+}
+
+impl Shown for Read {
+    fn table(objects: &[Read]) -> Table {
+        let volumes: Vec<_> = objects.iter().map(|read| read.volume.clone()).collect();
+        VolumeView::table(&volumes)
+    }
 }
 
 impl Export {
     pub(super) fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
-        let Format::Raw = self.format;
+        let checksum = match self.checksum {
+            true => Checksum::Tell,
+            false => Checksum::Skip,
+        };
         let export = Exporting {
             source: self.volume,
             snapshot: self.snapshot,
+            format: self.format,
+            checksum,
         };
         if self.file == Path::new(STREAM) {
             let stdout = io::stdout();
@@ -83,37 +110,61 @@ impl Export {
             // Not through the standard library's buffer, which looks for ends of lines.
             let mut stream = whole(&stdout, "write to")?;
             let exported = engine.export_volume_to(&export, &mut stream)?;
-            let (name, size) = (&exported.volume.name, exported.size);
-            session.output.note(&format!("exported {name}: {size}"));
+            let name = &exported.volume.name;
+            let told = format!("exported {name}: {}", summary(&exported));
+            session.output.note(&told);
             return Ok(());
         }
         let exported = engine.export_volume(&export, &self.file)?;
-        let (name, size) = (&exported.volume.name, exported.size);
-        let told = format!("exported {name} to {}: {size}", self.file.display());
+        let (name, file) = (&exported.volume.name, self.file.display());
+        let told = format!("exported {name} to {file}: {}", summary(&exported));
         session.output.note(&told);
         session.output.made(&Written {
             path: std::path::absolute(&self.file).unwrap_or(self.file),
             size_bytes: exported.size.get(),
+            format: exported.format,
+            sha256: exported.sha256,
         })
+    }
+}
+
+fn summary(exported: &Exported) -> String {
+    let mut text = exported.size.to_string();
+    if exported.format != ImageFormat::Raw {
+        text = format!("{text} as {}", exported.format);
+    }
+    match &exported.sha256 {
+        Some(digest) => format!("{text}, SHA-256 {digest}"),
+        None => text,
     }
 }
 
 impl Import {
     pub(super) fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
-        let Format::Raw = self.format;
+        let checksum = match self.sha256 {
+            Some(digest) => Checksum::Expect(digest),
+            None if self.checksum => Checksum::Tell,
+            None => Checksum::Skip,
+        };
         let new = NewImported {
             name: self.name,
             pool: self.pool,
             filesystem: self.fs,
+            format: self.format,
+            checksum,
         };
-        let volume = if self.file == Path::new(STREAM) {
+        let Imported { volume, sha256, .. } = if self.file == Path::new(STREAM) {
             let stdin = io::stdin();
             refuse_terminal(&stdin, "read from a terminal", "< FILE")?;
             engine.import_volume_from(&new, &mut whole(&stdin, "read from")?)?
         } else {
             engine.import_volume(&new, &self.file)?
         };
-        session.output.one(&volume)
+        if let Some(digest) = &sha256 {
+            let told = format!("imported {}, SHA-256 {digest}", volume.name);
+            session.output.note(&told);
+        }
+        session.output.one(&Read { volume, sha256 })
     }
 }
 
