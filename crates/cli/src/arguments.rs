@@ -365,6 +365,7 @@ mod tests {
             "getting-started",
             "volumes",
             "snapshots",
+            "exchange",
             "machines",
             "images",
             "pools",

@@ -76,6 +76,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::PoolTooFull { .. }
         | Error::Exchange { .. }
         | Error::DiskFile { .. }
+        | Error::ImageFile { .. }
         | Error::PlaceTooFull { .. }
         | Error::ChecksumDiffers { .. }
         | Error::EmptyInput { .. } => return history_hint(error),
@@ -111,11 +112,9 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Image {
             action: "build", ..
         } => "sistemo doctor".to_owned(),
+        Error::Image { source, .. } => return disk_file_hint(source),
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
-        Error::ImageFile { .. } => {
-            "sistemo image import FILE --name NAME --format raw|qcow2|vmdk|vhdx|vdi".to_owned()
-        }
         Error::DataDirectory { .. } => {
             "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
         }
@@ -132,7 +131,6 @@ fn engine_hint(error: &Error) -> Option<String> {
         )
         | Error::PoolNeeded { .. }
         | Error::Stream { .. }
-        | Error::Image { .. }
         | Error::ImageStore(_)
         | Error::FilesystemProgram { .. }
         | Error::Program { .. }
@@ -239,10 +237,15 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::Exchange {
             action: "import", ..
         }
-        | Error::EmptyInput { .. } => {
-            "import a disk image file; an empty volume is made with `sistemo volume create`"
-                .to_owned()
-        }
+        | Error::EmptyInput { .. }
+        | Error::DiskFile {
+            source: ImageError::Empty { .. } | ImageError::NotAFile { .. },
+            ..
+        } => "import a disk image file; an empty volume is made with `sistemo volume create`"
+            .to_owned(),
+        Error::ImageFile { source, .. } => disk_file_hint(source).unwrap_or_else(|| {
+            "sistemo image import FILE --name NAME --format raw|qcow2|vmdk|vhdx|vdi".to_owned()
+        }),
         Error::DiskFile { source, .. } => return disk_file_hint(source),
         Error::PlaceTooFull { .. } => "make room there, or name another place".to_owned(),
         Error::ChecksumDiffers { .. } => {
@@ -267,10 +270,6 @@ fn disk_file_hint(error: &ImageError) -> Option<String> {
         }
         ImageError::CutOff { .. } | ImageError::Corrupt { .. } => {
             "get the file again, or look at it with `qemu-img check`".to_owned()
-        }
-        ImageError::Empty { .. } | ImageError::NotAFile { .. } => {
-            "import a disk image file; an empty volume is made with `sistemo volume create`"
-                .to_owned()
         }
         _ => return None,
     })

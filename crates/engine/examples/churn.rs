@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sistemo::clones::NewClone;
-use sistemo::exchange::NewImported;
+use sistemo::exchange::{Checksum, NewImported};
 use sistemo::machines::{Deploy, DeploySource, NewMachineClone, StartMode, Storage};
 use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
 use sistemo::moves::{Move, Unkept};
@@ -170,6 +170,8 @@ fn import(engine: &Engine, volume: &str) -> Result<(), Box<dyn Error>> {
         name: imported.parse()?,
         pool: None,
         filesystem: Filesystem::None,
+        format: None,
+        checksum: Checksum::Skip,
     };
     let content = content(volume);
     step(&format!("import {imported} {volume}"), || {

@@ -29,7 +29,7 @@ fn a_refused_import_leaves_nothing_behind() {
         (2, "disk.raw", "--name <NAME>"),
         (2, "disk.raw --name a/b", "image name `a/b` contains `/`"),
         (2, "disk.raw --name mine --initrd x", "--kernel <FILE>"),
-        (2, "disk.raw --name mine --format vmdk", "'vmdk'"),
+        (2, "disk.raw --name mine --format vpc", "'vpc'"),
         (1, "nope.raw --name mine", "nope.raw"),
         (1, "disk --name mine", "disk"),
         (1, "disk.raw --name mine --kernel nope", "nope"),

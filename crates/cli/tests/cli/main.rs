@@ -12,6 +12,7 @@ mod care;
 mod concurrency;
 mod drivers;
 mod environment;
+mod exchange;
 mod host;
 mod images;
 mod machines;

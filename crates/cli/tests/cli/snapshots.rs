@@ -121,7 +121,7 @@ fn a_volume_goes_to_a_file_and_comes_back() {
     environment.refused(1, "volume import . --name e", "not a regular file");
     environment.refused(1, "volume import /dev/null --name e", "not a regular file");
     environment.refused(1, "volume import data.raw --name back", "already exists");
-    environment.refused(2, "volume export data x --format qcow2", "qcow2");
+    environment.refused(2, "volume export data x --format qed", "qed");
 }
 
 #[test]

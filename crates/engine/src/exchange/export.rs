@@ -36,6 +36,19 @@ pub struct Export {
     pub checksum: Checksum,
 }
 
+impl Export {
+    /// The volume as it is now, written as the file's name says.
+    #[must_use]
+    pub fn of(source: Reference) -> Export {
+        Export {
+            source,
+            snapshot: None,
+            format: None,
+            checksum: Checksum::Skip,
+        }
+    }
+}
+
 /// A volume that was written.
 #[derive(Clone, Debug)]
 pub struct Exported {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sistemo::care::{Checked, Obstacle, OnDamage, Part, Verdict};
-use sistemo::exchange::{Export, NewImported};
+use sistemo::exchange::{Checksum, Export, NewImported};
 use sistemo::model::{Bytes, Filesystem, PoolName};
 use sistemo::pools::NewPool;
 use sistemo::volumes::VolumeView;
@@ -158,8 +158,10 @@ impl Disk {
             name: name.parse().unwrap(),
             pool: Some(pool.clone()),
             filesystem: self.filesystem,
+            format: None,
+            checksum: Checksum::Skip,
         };
-        engine.import_volume(&new, image).unwrap()
+        engine.import_volume(&new, image).unwrap().volume
     }
 }
 
@@ -243,10 +245,7 @@ fn unused_blocks_are_given_back_and_files_stay_as_they_are() {
             let sound = check(&engine, &name);
             assert!(sound.is_sound(), "{name}: {sound:?}");
             let copy = house.path(&format!("{name}.raw"));
-            let export = Export {
-                source: reference(&name),
-                snapshot: None,
-            };
+            let export = Export::of(reference(&name));
             engine.export_volume(&export, &copy).unwrap();
             assert!(disk.files_in(&copy) == files, "{name}: files differ");
             fs::remove_file(&copy).unwrap();
@@ -383,10 +382,7 @@ fn a_filesystem_that_was_cut_off_is_not_taken_for_damaged() {
                 let repaired = repaired.unwrap();
                 assert!(repaired.is_sound(), "{repaired:?}");
                 let out = house.path("out.raw");
-                let export = Export {
-                    source: reference(name),
-                    snapshot: None,
-                };
+                let export = Export::of(reference(name));
                 engine.export_volume(&export, &out).unwrap();
                 assert!(disk.files_in(&out).contains_key("late"));
             }

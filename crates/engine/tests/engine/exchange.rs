@@ -15,12 +15,7 @@ use crate::fixture::{
 };
 
 fn export(source: &str) -> Export {
-    Export {
-        source: reference(source),
-        snapshot: None,
-        format: None,
-        checksum: Checksum::Skip,
-    }
+    Export::of(reference(source))
 }
 
 fn imported(name: &str) -> NewImported {
@@ -63,7 +58,8 @@ fn a_volume_goes_to_a_file_and_comes_back_with_its_holes() {
             filesystem: Filesystem::Ext4,
             ..imported(name)
         };
-        let back = engine.import_volume(&new, &house.path("data.raw")).unwrap();
+        let back = engine.import_volume(&new, &house.path("data.raw"));
+        let back = back.unwrap().volume;
         assert_eq!((back.size_bytes, back.fs), (1 << 30, Filesystem::Ext4));
         assert!(holds(&back, 512 * MIB, b"in the midst"));
         assert!(back.used_bytes.unwrap() < 16 * MIB);
@@ -187,7 +183,7 @@ fn a_stream_becomes_a_sparse_volume_of_its_length() {
         let tail = b"the end";
         let mut stream = io::repeat(0).take(zeros).chain(&tail[..]);
         let made = engine.import_volume_from(&imported(name), &mut stream);
-        let made = made.unwrap();
+        let made = made.unwrap().volume;
         assert_eq!(
             (made.size_bytes, made.reason.clone()),
             (size, None),
@@ -235,7 +231,8 @@ fn a_file_whose_length_is_no_size_gets_a_little_more() {
     let file = house.path("odd.raw");
     let content: Vec<u8> = (0..(2 << 20) + 100_u32).map(|n| (n % 251) as u8).collect();
     File::create(&file).unwrap().write_all(&content).unwrap();
-    let made = engine.import_volume(&imported("odd"), &file).unwrap();
+    let made = engine.import_volume(&imported("odd"), &file);
+    let made = made.unwrap().volume;
     assert_eq!(made.size_bytes, 2 * MIB + 512);
     assert!(holds(&made, 0, &content));
     assert!(holds(&made, content.len() as u64, &[0; 412]));
@@ -249,7 +246,8 @@ fn what_looks_like_another_format_is_still_raw() {
     let mut header = b"QFI\xfb\x00\x00\x00\x03".to_vec();
     header.resize(2 << 20, 0);
     File::create(&file).unwrap().write_all(&header).unwrap();
-    let made = engine.import_volume(&imported("guest"), &file).unwrap();
+    let made = engine.import_volume(&imported("guest"), &file);
+    let made = made.unwrap().volume;
     assert_eq!(made.size_bytes, 2 * MIB);
     assert!(holds(&made, 0, &header));
 }

@@ -9,6 +9,7 @@
 mod care;
 mod clones;
 mod exchange;
+mod exchange_formats;
 mod fixture;
 mod image_copies;
 mod images;

@@ -550,10 +550,7 @@ fn a_volume_in_use_is_read_from_its_snapshots_alone() {
         name: "clone".parse().unwrap(),
         pool: None,
     };
-    let export = Export {
-        source: reference("data"),
-        snapshot: None,
-    };
+    let export = Export::of(reference("data"));
     let file = house.path("data.raw");
     for (error, action) in [
         (engine.clone_volume(&new).unwrap_err(), "clone"),
@@ -676,8 +673,8 @@ fn a_running_machine_goes_on_in_a_new_layer() {
     for snapshot in snapshots {
         let mut bytes = Vec::new();
         let export = Export {
-            source: reference("layered"),
             snapshot: Some(snapshot.name.clone()),
+            ..Export::of(reference("layered"))
         };
         engine.export_volume_to(&export, &mut bytes).unwrap();
         assert!(bytes.starts_with(b"sistemo\n"));

@@ -94,9 +94,10 @@ impl Shown for Read {
 
 impl Export {
     pub(super) fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
-        let checksum = match self.checksum {
-            true => Checksum::Tell,
-            false => Checksum::Skip,
+        let checksum = if self.checksum {
+            Checksum::Tell
+        } else {
+            Checksum::Skip
         };
         let export = Exporting {
             source: self.volume,
