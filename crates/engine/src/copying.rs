@@ -1,9 +1,9 @@
 //! Copying a volume's bytes to where no driver shares them, without what holds only zeros.
 
-use sistemo_host::sparse::Extent;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use sistemo_host::sparse::Extent;
 use sistemo_model::{Bytes, PoolName};
 use sistemo_pools::{Content, Pool, PoolError};
 
