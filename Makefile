@@ -24,7 +24,7 @@ export SISTEMO_TEST_STRICT ?= 1
 # Prerequisites are made in the order they are written, also under `make -j`: cargo runs in
 # parallel by itself, and nothing may build while packages are being installed.
 .NOTPARALLEL:
-.PHONY: help setup packages build demo test check install bench clean
+.PHONY: help setup packages build demo test torture check install bench clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -49,6 +49,11 @@ demo: packages build ## Set everything up and run the whole workflow on a real D
 test: setup check ## Set everything up and run all checks and tests
 	scripts/test-assets
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+torture: export SISTEMO_TORTURE_OPERATIONS ?= 20000
+torture: setup ## Compare random operations on every driver with a model: 20,000 each
+	$(CARGO) build --locked --package sistemo-driver-sdk --examples
+	$(CARGO) test --locked --package sistemo --test torture -- --nocapture
 
 check: ## Run what needs no guest: format, lints, docs, licences, house rules
 	scripts/check-imports

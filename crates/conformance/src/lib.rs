@@ -12,6 +12,8 @@
 //! | [`check()`] | trying all of them |
 //! | [`small`] | a filesystem that is soon full |
 //! | [`worker`] | the process that is killed half-way |
+//! | [`replica`] | what a pool should hold, in memory, and the steps that change both |
+//! | [`random`] | numbers that look random and come again with the same seed |
 //! | [`testing`] | the laws as tests of a driver |
 
 pub mod bench;
@@ -20,8 +22,8 @@ mod expectation;
 pub mod law;
 pub mod laws;
 mod material;
-mod random;
-mod replica;
+pub mod random;
+pub mod replica;
 pub mod small;
 pub mod testing;
 pub mod worker;

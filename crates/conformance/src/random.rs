@@ -4,14 +4,18 @@ use sistemo_model::VolumeId;
 
 /// A generator, as splitmix64 does it: fast, and good enough to choose what is tried.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Random {
+    /// A generator that begins with a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "there is always a next one")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,12 +24,12 @@ impl Random {
     }
 
     /// A number below `end`, which is not 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
     /// An identifier, in the form of a UUID of version 4.
-    pub(crate) fn id(&mut self) -> VolumeId {
+    pub fn id(&mut self) -> VolumeId {
         let (high, low) = (self.next(), self.next());
         let text = format!(
             "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
@@ -40,7 +44,7 @@ impl Random {
     }
 
     /// One of several; `None` where there are none.
-    pub(crate) fn pick<'a, T>(&mut self, several: &'a [T]) -> Option<&'a T> {
+    pub fn pick<'a, T>(&mut self, several: &'a [T]) -> Option<&'a T> {
         if several.is_empty() {
             return None;
         }
@@ -50,7 +54,8 @@ impl Random {
 }
 
 /// Bytes that no compression makes smaller, the same for the same seed.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+#[must_use]
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5157);
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {

@@ -20,10 +20,10 @@ use crate::random::{Random, noise};
 
 /// Contents are told by blocks of this many bytes: no power of two, so that they begin and end
 /// within the clusters and pages of whoever stores them.
-pub(crate) const BLOCK: u64 = 25 * Bytes::SECTOR;
+pub const BLOCK: u64 = 25 * Bytes::SECTOR;
 
 /// What stands in a block: noise of that seed, or zeros for 0.
-type Stamp = u32;
+pub type Stamp = u32;
 
 /// How many of each a pool is given at most.
 const MOST_VOLUMES: usize = 5;
@@ -32,66 +32,111 @@ const MOST_BLOCKS: u64 = 160;
 
 /// Something that changes a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Step {
+pub enum Step {
     /// Makes a volume and writes into its draft.
     Create {
+        /// Its description.
         new: Description,
+        /// What its first blocks hold.
         stamps: Vec<Stamp>,
     },
     /// Makes a volume and fills it from a file, which is as long as the stamps.
     Fill {
+        /// Its description.
         new: Description,
+        /// What its first blocks hold.
         stamps: Vec<Stamp>,
     },
     /// Writes and flushes; where the stamps are zeros, makes a hole.
     Write {
+        /// The volume.
         id: VolumeId,
+        /// The block that is written first.
         first: u64,
+        /// What it and those behind it hold then.
         stamps: Vec<Stamp>,
     },
     /// Grows a volume.
-    Grow { id: VolumeId, to: Bytes },
+    Grow {
+        /// The volume.
+        id: VolumeId,
+        /// Its new size.
+        to: Bytes,
+    },
     /// Gives a volume another name.
-    Rename { id: VolumeId, name: VolumeName },
+    Rename {
+        /// The volume.
+        id: VolumeId,
+        /// Its new name.
+        name: VolumeName,
+    },
     /// Clones a volume or its snapshot.
     Clone {
+        /// The volume.
         origin: VolumeId,
+        /// Its snapshot.
         snapshot: Option<SnapshotName>,
+        /// The clone's description.
         new: Description,
     },
     /// Takes a snapshot.
-    Snapshot { id: VolumeId, name: SnapshotName },
+    Snapshot {
+        /// The volume.
+        id: VolumeId,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
     /// Reverts to one.
-    Revert { id: VolumeId, name: SnapshotName },
+    Revert {
+        /// The volume.
+        id: VolumeId,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
     /// Deletes one.
-    DeleteSnapshot { id: VolumeId, name: SnapshotName },
+    DeleteSnapshot {
+        /// The volume.
+        id: VolumeId,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
     /// Removes a volume.
-    Remove { id: VolumeId },
+    Remove {
+        /// The volume.
+        id: VolumeId,
+    },
 }
 
 /// What a volume should hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) description: Description,
-    pub(crate) blocks: Vec<Stamp>,
-    pub(crate) snapshots: Vec<(SnapshotName, Vec<Stamp>)>,
+pub struct Held {
+    /// Its description, as its pool should have it.
+    pub description: Description,
+    /// What each of its blocks holds.
+    pub blocks: Vec<Stamp>,
+    /// Its snapshots, in the order in which they were taken, each with what it keeps.
+    pub snapshots: Vec<(SnapshotName, Vec<Stamp>)>,
 }
 
 /// What a pool should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Replica {
-    pub(crate) volumes: BTreeMap<VolumeId, Held>,
+pub struct Replica {
+    /// Its volumes.
+    pub volumes: BTreeMap<VolumeId, Held>,
 }
 
 /// What of the powers of a pool is used.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Powers {
-    clones: bool,
-    snapshots: bool,
+pub struct Powers {
+    /// Whether volumes are cloned.
+    pub clones: bool,
+    /// Whether snapshots are taken.
+    pub snapshots: bool,
 }
 
 impl Powers {
-    pub(crate) fn of(pool: &dyn Pool) -> Powers {
+    /// All that a pool has.
+    pub fn of(pool: &dyn Pool) -> Powers {
         Powers {
             clones: pool.clones().is_some(),
             snapshots: pool.snapshots().is_some(),
@@ -101,7 +146,8 @@ impl Powers {
 
 impl Step {
     /// The volume that it changes or makes.
-    pub(crate) fn volume(&self) -> VolumeId {
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
         match self {
             Step::Create { new, .. } | Step::Fill { new, .. } | Step::Clone { new, .. } => new.id,
             Step::Write { id, .. }
@@ -115,7 +161,10 @@ impl Step {
     }
 
     /// Does it, in a pool where it can be done. `scratch` is where a source may be made.
-    pub(crate) fn perform(&self, pool: &dyn Pool, scratch: &Path) -> Verdict {
+    ///
+    /// # Errors
+    /// What the pool says.
+    pub fn perform(&self, pool: &dyn Pool, scratch: &Path) -> Verdict {
         let silent = &mut |_, _| {};
         match self {
             Step::Create { new, stamps } => {
@@ -213,7 +262,11 @@ fn bytes_of(stamp: Stamp) -> Vec<u8> {
     }
 }
 
-fn source_of(stamps: &[Stamp], scratch: &Path) -> io::Result<File> {
+/// A file of so many blocks that hold this, which is gone when it is closed.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn source_of(stamps: &[Stamp], scratch: &Path) -> io::Result<File> {
     let file = temporary_file(scratch)?;
     file.set_len(stamps.len() as u64 * BLOCK)?;
     for (range, data) in data_of(stamps) {
@@ -251,7 +304,7 @@ pub(crate) fn holds_blocks(
 
 impl Replica {
     /// What a step makes of it.
-    pub(crate) fn apply(&mut self, step: &Step) {
+    pub fn apply(&mut self, step: &Step) {
         match step {
             Step::Create { new, stamps } | Step::Fill { new, stamps } => {
                 self.insert(new, stamps.clone());
@@ -290,7 +343,7 @@ impl Replica {
     }
 
     /// Something that can be done next.
-    pub(crate) fn next_step(&self, random: &mut Random, powers: Powers) -> Step {
+    pub fn next_step(&self, random: &mut Random, powers: Powers) -> Step {
         let ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
         let may_make = ids.len() < MOST_VOLUMES;
         loop {
@@ -347,7 +400,10 @@ impl Replica {
     }
 
     /// Expects that the pool holds all of this and nothing else.
-    pub(crate) fn check(&self, pool: &dyn Pool) -> Verdict {
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check(&self, pool: &dyn Pool) -> Verdict {
         let mut listed = Vec::new();
         for found in pool.list()? {
             is_a!("what is listed", found, Found::Volume { .. })?;
@@ -365,6 +421,21 @@ impl Replica {
 }
 
 impl Held {
+    /// Whether it has a snapshot of that name.
+    #[must_use]
+    pub fn has_snapshot(&self, name: &SnapshotName) -> bool {
+        self.snapshot(name).is_some()
+    }
+
+    /// The size it has, or had when that snapshot was taken; 0 where there is none.
+    #[must_use]
+    pub fn size_of(&self, snapshot: Option<&SnapshotName>) -> Bytes {
+        match snapshot {
+            None => size_of(&self.blocks),
+            Some(name) => self.snapshot(name).map_or(Bytes::new(0), |it| size_of(it)),
+        }
+    }
+
     fn snapshot(&self, name: &SnapshotName) -> Option<&Vec<Stamp>> {
         let mut snapshots = self.snapshots.iter();
         let found = snapshots.find(|(known, _)| known == name);
@@ -439,7 +510,10 @@ impl Held {
     }
 
     /// Expects that the pool has this volume, with all its snapshots.
-    pub(crate) fn check(&self, pool: &dyn Pool) -> Verdict {
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check(&self, pool: &dyn Pool) -> Verdict {
         let id = self.description.id;
         let size = self.description.size;
         equal(
