@@ -11,7 +11,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sistemo_model::{Bytes, MachineId, PoolName, Timestamp, VolumeId};
+use sistemo_model::{Bytes, MachineId, PoolName, SnapshotName, Timestamp, VolumeId};
 
 use crate::connection::{Session, Transaction};
 use crate::error::{CatalogError, Result};
@@ -97,6 +97,22 @@ pub enum Intent {
         /// The volume.
         volume: VolumeId,
     },
+    /// A machine that ran is held while its volumes are kept as snapshots.
+    HoldGuest {
+        /// The machine, to be let go when that is over.
+        machine: MachineId,
+        /// Whether its guest's filesystems are frozen, or about to be; then they are to be thawed.
+        frozen: bool,
+    },
+    /// Volumes are being kept as they are at one instant: all, or none.
+    TakeSnapshots {
+        /// The volumes.
+        volumes: Vec<VolumeId>,
+        /// The name of each snapshot, which none had before.
+        snapshot: SnapshotName,
+        /// The time of each snapshot, by which it is known from one that came later.
+        created: Timestamp,
+    },
     /// A copy of an image is being made in a pool; its record is `Creating`.
     CreateImageCopy {
         /// The copy, which is a volume to its pool.
@@ -148,20 +164,23 @@ impl Intent {
             Intent::DeployMachine { root, .. } | Intent::DeleteMachine { root, .. } => {
                 root.iter().copied().collect()
             }
-            Intent::CloneMachine { volumes, .. } => volumes.clone(),
+            Intent::CloneMachine { volumes, .. } | Intent::TakeSnapshots { volumes, .. } => {
+                volumes.clone()
+            }
             // To let the machine go its own lock is enough, whoever has the volume's.
-            Intent::SnapshotHeld { .. } => Vec::new(),
+            Intent::SnapshotHeld { .. } | Intent::HoldGuest { .. } => Vec::new(),
         }
     }
 
     /// The machine whose lock its owner holds.
     #[must_use]
     pub fn machine(&self) -> Option<MachineId> {
-        match *self {
+        match self {
             Intent::DeployMachine { machine, .. }
             | Intent::CloneMachine { machine, .. }
             | Intent::DeleteMachine { machine, .. }
-            | Intent::SnapshotHeld { machine, .. } => Some(machine),
+            | Intent::SnapshotHeld { machine, .. }
+            | Intent::HoldGuest { machine, .. } => Some(*machine),
             Intent::CreateVolume { .. }
             | Intent::DeleteVolume { .. }
             | Intent::GrowVolume { .. }
@@ -170,6 +189,7 @@ impl Intent {
             | Intent::RevertVolume { .. }
             | Intent::MoveVolume { .. }
             | Intent::RemoveMoved { .. }
+            | Intent::TakeSnapshots { .. }
             | Intent::CreateImageCopy { .. }
             | Intent::DeleteImageCopy { .. } => None,
         }

@@ -257,6 +257,11 @@ impl LockSet {
         Ok(())
     }
 
+    /// Lets go of a machine's lock before the set is dropped; the others stay.
+    pub fn release_machine(&mut self, id: MachineId) {
+        self.machines.remove(&id);
+    }
+
     /// A machine's lock, where the set has it, for a program to inherit.
     #[must_use]
     pub fn machine(&self, id: MachineId) -> Option<&Lock> {

@@ -15,8 +15,13 @@ impl Engine {
     /// Finishes or undoes what was cut short. What cannot be recovered now, because its pool is
     /// not mounted for instance, is left for another time and keeps nobody from working.
     pub(crate) fn recover(&self) -> Result<()> {
+        self.recover_those(|_| true)
+    }
+
+    /// As [`Engine::recover`], of some only.
+    pub(crate) fn recover_those(&self, which: impl Fn(&Intent) -> bool) -> Result<()> {
         let intents = self.catalogue.read(|session| session.intents())?;
-        for (id, intent) in intents {
+        for (id, intent) in intents.into_iter().filter(|(_, intent)| which(intent)) {
             let Some(_held) = self.locks.try_intent(&intent, self.purpose())? else {
                 continue;
             };
@@ -55,6 +60,10 @@ impl Engine {
     }
 
     /// Finishes or undoes what an intent says, whose locks are held; returns what was done.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm an intent, of a few lines each"
+    )]
     pub(crate) fn recover_one(&self, id: IntentId, intent: &Intent) -> Result<String> {
         let volume = |id| self.catalogue.read(|session| session.volume(id));
         let machine = |id| self.catalogue.read(|session| session.machine(id));
@@ -115,6 +124,18 @@ impl Engine {
                     "let machine {machine} run on, which was paused to copy volume {volume}"
                 ))
             }
+            Intent::HoldGuest {
+                machine: held,
+                frozen,
+            } => {
+                self.release_guest(*held, *frozen, id)?;
+                Ok(format!("let machine {} run on", machine(*held)?.name))
+            }
+            Intent::TakeSnapshots {
+                volumes,
+                snapshot,
+                created,
+            } => self.withdraw_unfinished(volumes, snapshot, *created, id),
             Intent::CreateImageCopy { volume: copy } => {
                 let image = named(self.forget_image_copy(*copy, id)?);
                 Ok(format!(

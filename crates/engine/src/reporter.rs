@@ -53,6 +53,22 @@ pub enum Notice {
         /// How long it was given, in seconds.
         seconds: u64,
     },
+    /// A machine's volume is copied while the machine runs on.
+    CopiedMeanwhile {
+        /// The machine.
+        machine: MachineName,
+        /// The volume.
+        volume: VolumeName,
+        /// The volume's pool, which has no quicker way.
+        pool: PoolName,
+    },
+    /// A guest's filesystems could not be frozen: a snapshot of them is as after a power cut.
+    NotFrozen {
+        /// The machine.
+        machine: MachineName,
+        /// Why not.
+        reason: String,
+    },
     /// A machine's processors are held until its volume has been copied.
     HeldForCopy {
         /// The machine.
@@ -154,6 +170,18 @@ impl fmt::Display for Notice {
                     "{machine} did not power off within {seconds} s and was forced"
                 )
             }
+            Notice::CopiedMeanwhile {
+                machine,
+                volume,
+                pool,
+            } => write!(
+                f,
+                "{volume} is copied while {machine} runs on: a snapshot costs that in pool {pool}"
+            ),
+            Notice::NotFrozen { machine, reason } => write!(
+                f,
+                "the filesystems of {machine} are kept as after a power cut: {reason}"
+            ),
             Notice::HeldForCopy { machine, volume } => {
                 write!(f, "{machine} is paused until {volume} has been copied")
             }

@@ -13,6 +13,7 @@ use crate::copying::{data_bytes, require_room};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::holding::IdleVolume;
+use crate::machines::ToCopy;
 use crate::reporter::Notice;
 use crate::volumes::{VolumeView, description, pool_error};
 
@@ -85,7 +86,8 @@ pub struct Reverted {
 
 impl Engine {
     /// Keeps a volume as it is now, also while its machine runs: it is then what a disk holds
-    /// after a power cut. Where a snapshot costs a copy, a running machine is held meanwhile.
+    /// after a power cut. Where a snapshot costs a copy, the machine's VMM makes it while the
+    /// machine runs on; where the driver cannot have that, the machine is held meanwhile.
     ///
     /// A crash in the middle leaves the snapshot or none; the next operation lets the machine go.
     ///
@@ -97,7 +99,7 @@ impl Engine {
         reference: &Reference,
         name: Option<SnapshotName>,
     ) -> Result<Taken> {
-        let held = self.hold_with_holder(reference)?;
+        let mut held = self.hold_with_holder(reference)?;
         let volume = &held.volume;
         let pool = self.pool(&volume.pool)?;
         let power = power_of(pool.as_ref())?;
@@ -136,9 +138,17 @@ impl Engine {
         let taken = match (&active, held.holder.as_ref()) {
             (Some(machine), Some(holder)) => {
                 let position = holder.attachment.position;
-                match power.snapshot_cost() {
-                    Cost::Instant => self.with_live_disk(machine, volume, position, take),
-                    Cost::Copy => self.while_held(machine, volume, || take(None)),
+                match (power.snapshot_cost(), power.live_copies()) {
+                    (Cost::Instant, _) => self.with_live_disk(machine, volume, position, take),
+                    (Cost::Copy, None) => self.while_held(machine, volume, || take(None)),
+                    (Cost::Copy, Some(power)) => {
+                        let copy = ToCopy {
+                            volume,
+                            position,
+                            power,
+                        };
+                        self.copy_live(machine, copy, &name, now, &mut held.locks)
+                    }
                 }
             }
             _ => take(None),
@@ -345,7 +355,11 @@ impl Engine {
     }
 
     #[expect(clippy::unused_self, reason = "it reads better among its like")]
-    fn snapshots_in(&self, volume: &Volume, power: &dyn Snapshots) -> Result<Vec<Snapshot>> {
+    pub(crate) fn snapshots_in(
+        &self,
+        volume: &Volume,
+        power: &dyn Snapshots,
+    ) -> Result<Vec<Snapshot>> {
         power
             .snapshots(volume.id)
             .map_err(|source| pool_error(volume, "list the snapshots of", source))
@@ -353,7 +367,7 @@ impl Engine {
 }
 
 /// The power of a pool to keep snapshots.
-fn power_of(pool: &dyn Pool) -> Result<&dyn Snapshots> {
+pub(crate) fn power_of(pool: &dyn Pool) -> Result<&dyn Snapshots> {
     pool.snapshots().ok_or_else(|| Error::PoolLacks {
         pool: pool.name().clone(),
         what: "keep snapshots",
@@ -361,7 +375,12 @@ fn power_of(pool: &dyn Pool) -> Result<&dyn Snapshots> {
 }
 
 /// What the pool refuses in the words of a user is passed on in those words.
-fn snapshot_error(volume: &Volume, name: &SnapshotName, action: &str, source: PoolError) -> Error {
+pub(crate) fn snapshot_error(
+    volume: &Volume,
+    name: &SnapshotName,
+    action: &str,
+    source: PoolError,
+) -> Error {
     let (named, snapshot) = (volume.name.clone(), name.clone());
     match source {
         PoolError::NoSuchSnapshot { .. } => Error::NoSuchSnapshot {
@@ -377,7 +396,7 @@ fn snapshot_error(volume: &Volume, name: &SnapshotName, action: &str, source: Po
 }
 
 /// A name from the time, in UTC as all times are, with a number behind it where it is taken.
-fn made_up_name(there: &[Snapshot], now: Timestamp) -> Result<SnapshotName> {
+pub(crate) fn made_up_name(there: &[Snapshot], now: Timestamp) -> Result<SnapshotName> {
     let base = now.strftime("%Y%m%d-%H%M%S").to_string();
     let numbered = (2_u32..).map(|number| format!("{base}-{number}"));
     let free = std::iter::once(base.clone())

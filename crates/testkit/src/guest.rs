@@ -38,6 +38,8 @@ pub enum Action {
     WaitForButton,
     /// Runs a line of shell, without double quotes.
     Shell(&'static str),
+    /// Runs the shell script that its first disk holds from byte 4096 on, in at most 4096 bytes.
+    Script,
     /// Panics.
     Panic,
     /// Starts anew, with the same actions.
@@ -60,6 +62,7 @@ impl Action {
             Action::Count => "count".into(),
             Action::WaitForButton => "button".into(),
             Action::Shell(line) => format!("shell:{line}"),
+            Action::Script => "script".into(),
             Action::Panic => "panic".into(),
             Action::Reboot => "reboot".into(),
             Action::PowerOff => "off".into(),

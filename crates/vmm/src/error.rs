@@ -214,6 +214,9 @@ pub enum VmmError {
         /// What the VMM says of it.
         words: String,
     },
+    /// Nobody in the guest listens to what its agent is asked.
+    #[error("no guest agent listens")]
+    NoAgent,
     /// The guest's agent did not answer in time.
     #[error("the guest agent did not answer `{command}` within {} s", limit.as_secs())]
     AgentSilent {

@@ -32,6 +32,15 @@ fn one_of_each() -> Vec<Intent> {
             from: "slow".parse().unwrap(),
         },
         Intent::SnapshotHeld { machine, volume },
+        Intent::HoldGuest {
+            machine,
+            frozen: true,
+        },
+        Intent::TakeSnapshots {
+            volumes: vec![volume, VolumeId::random()],
+            snapshot: "nightly".parse().unwrap(),
+            created: Timestamp::now(),
+        },
         Intent::CreateImageCopy { volume },
         Intent::DeleteImageCopy { volume },
         Intent::DeployMachine { machine, root },

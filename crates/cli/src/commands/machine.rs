@@ -27,6 +27,7 @@ mod console;
 mod deploy;
 mod logs;
 mod remote;
+mod snapshot;
 
 pub(crate) use remote::Remote;
 
@@ -65,6 +66,13 @@ Examples:
     Pause(Named),
     /// Let a paused machine go on
     Resume(Named),
+    /// Keep all volumes of a machine as they are at one point in time
+    ///
+    /// A running machine is paused for that instant; where the QEMU guest agent runs in it, its
+    /// filesystems are frozen first, and so are clean. Volumes of a pool that has to copy are
+    /// copied while the machine runs on.
+    #[command(after_help = snapshot::EXAMPLES)]
+    Snapshot(snapshot::Snapshot),
     /// Change what a machine is made of; it must be stopped, except for autostart
     #[command(after_help = "\
 Keys:
@@ -339,6 +347,7 @@ impl Command {
                 let (how, wait) = (stopping.request(&engine), waiting.wait());
                 output.one(&engine.restart_machine(&named.machine, how, wait)?)?;
             }
+            Command::Snapshot(snapshot) => snapshot.run(session)?,
             Command::Pause(Named { machine }) => {
                 show_change(
                     session,

@@ -1,6 +1,7 @@
 //! The disk of a machine that runs, while its volume is kept as a snapshot.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sistemo_catalog::{Intent, IntentId, Lockable};
 use sistemo_model::{Machine, MachineId, MachineState, Volume};
@@ -12,22 +13,36 @@ use crate::error::{Error, Result};
 use crate::reporter::Notice;
 
 /// A disk of a running machine, at the other end of its VMM's control connection.
-struct ControlledDisk {
-    control: Box<dyn Control>,
+pub(super) struct ControlledDisk<'a, 'c> {
+    control: &'a Mutex<&'c mut dyn Control>,
     position: u8,
 }
 
-impl LiveDisk for ControlledDisk {
+impl<'a, 'c> ControlledDisk<'a, 'c> {
+    /// One of the disks that share a connection.
+    pub(super) fn shared(
+        control: &'a Mutex<&'c mut dyn Control>,
+        position: u8,
+    ) -> ControlledDisk<'a, 'c> {
+        ControlledDisk { control, position }
+    }
+
+    fn control(&self) -> MutexGuard<'a, &'c mut dyn Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LiveDisk for ControlledDisk<'_, '_> {
     fn file(&mut self) -> Result<PathBuf, LiveDiskError> {
-        Ok(self.control.disk_file(self.position)?)
+        Ok(self.control().disk_file(self.position)?)
     }
 
     fn switch_to(&mut self, overlay: &Path) -> Result<(), LiveDiskError> {
-        Ok(self.control.switch_disk(self.position, overlay)?)
+        Ok(self.control().switch_disk(self.position, overlay)?)
     }
 
     fn flatten(&mut self, progress: Progress<'_>) -> Result<(), LiveDiskError> {
-        Ok(self.control.flatten_disk(self.position, progress)?)
+        Ok(self.control().flatten_disk(self.position, progress)?)
     }
 }
 
@@ -41,15 +56,9 @@ impl Engine {
         work: impl FnOnce(Option<&mut dyn LiveDisk>) -> Result<T>,
     ) -> Result<T> {
         require_live(machine, volume)?;
-        let control = self
-            .vmm(machine.vmm)
-            .connect(&self.runtime(machine.id))
-            .map_err(|source| Error::Vmm {
-                action: "look at",
-                machine: machine.name.clone(),
-                source,
-            })?;
-        let mut disk = ControlledDisk { control, position };
+        let mut control = self.connect(machine, "look at")?;
+        let shared: Mutex<&mut dyn Control> = Mutex::new(control.as_mut());
+        let mut disk = ControlledDisk::shared(&shared, position);
         work(Some(&mut disk))
     }
 
@@ -98,11 +107,7 @@ impl Engine {
     pub(crate) fn let_go(&self, id: MachineId, intent: IntentId) -> Result<()> {
         if self.locks.is_held(&Lockable::Run(id))? {
             let machine = self.catalogue.read(|session| session.machine(id))?;
-            let resumed = self.command(&machine, "resume", |control| match control.status()? {
-                RunStatus::Paused(_) => control.resume(),
-                _ => Ok(()),
-            });
-            match resumed {
+            match self.run_on(&machine) {
                 // It ended on its own, or was forced to, meanwhile.
                 Err(_) if !self.locks.is_held(&Lockable::Run(id))? => {}
                 other => {
@@ -116,7 +121,7 @@ impl Engine {
 }
 
 /// Refuses a machine that is on its way: its disks are not in anybody's hands.
-fn require_live(machine: &Machine, volume: &Volume) -> Result<()> {
+pub(super) fn require_live(machine: &Machine, volume: &Volume) -> Result<()> {
     match machine.state {
         MachineState::Running | MachineState::Paused(_) => Ok(()),
         state => Err(Error::MachineActive {

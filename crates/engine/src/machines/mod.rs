@@ -8,6 +8,9 @@
 //! | `stop` | stopping and restarting |
 //! | `after_stop` | what a stop says about the machine's volumes, and what is done about it |
 //! | `pause` | pausing and resuming |
+//! | `snapshot` | keeping all volumes of a machine at one point in time |
+//! | `stillness` | holding a guest, its filesystems frozen, while its volumes are kept |
+//! | `live_copies` | snapshots that a VMM copies while its machine runs on |
 //! | `live` | the disk of a machine that runs, while its volume is kept as a snapshot |
 //! | `ports` | the host's ports that lead to a machine |
 //! | `remote` | SSH: shells, commands, and waiting until a machine answers |
@@ -25,11 +28,14 @@ mod console;
 mod delete;
 mod deploy;
 mod live;
+mod live_copies;
 mod monitor;
 mod pause;
 mod ports;
 mod remote;
+mod snapshot;
 mod start;
+mod stillness;
 mod stop;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -49,6 +55,8 @@ pub use change::MachineChanges;
 pub use clone::{ClonedMachine, ClonedVolume, NewMachineClone};
 pub use delete::{Deletion, Storage};
 pub use deploy::{Deploy, DeploySource, StartMode};
+pub(crate) use live_copies::ToCopy;
+pub use snapshot::{KeptVolume, MachineSnapshot};
 pub use start::Wait;
 pub use stop::StopRequest;
 
@@ -242,6 +250,17 @@ impl Engine {
             }
             Ok(step)
         })
+    }
+
+    /// Takes a turn at a running machine's VMM, to give it commands one after the other.
+    fn connect(&self, machine: &Machine, action: &'static str) -> Result<Box<dyn Control>> {
+        self.vmm(machine.vmm)
+            .connect(&self.runtime(machine.id))
+            .map_err(|source| Error::Vmm {
+                action,
+                machine: machine.name.clone(),
+                source,
+            })
     }
 
     /// Gives a running machine's VMM a command.

@@ -38,7 +38,10 @@ use crate::volumes::pool_error;
 
 /// The guest's SSH server listens here.
 const GUEST_SSH_PORT: u16 = 22;
-const EVENT_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the VMM is asked for its state where it tells nothing.
+const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a guest may stay held by somebody who is gone.
+const HOLD_INTERVAL: Duration = Duration::from_secs(3);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
 /// A guest that prints all the time fills this within hours, not within a minute.
@@ -262,11 +265,29 @@ impl Engine {
         let runtime = self.runtime(machine.id);
         let mut control = self.vmm(machine.vmm).follow(&runtime)?;
         self.take_status(machine.id, control.status()?);
+        let (mut asked, mut next_release) = (Instant::now(), Instant::now());
         loop {
-            match control.next_event(EVENT_PATIENCE)? {
+            match control.next_event(HOLD_INTERVAL)? {
                 Some(event) => self.take_note(machine.id, &event),
                 // What could not be recorded when it happened is made up for.
-                None => self.take_status(machine.id, control.status()?),
+                None if asked.elapsed() >= STATUS_INTERVAL => {
+                    self.take_status(machine.id, control.status()?);
+                    asked = Instant::now();
+                }
+                None => {}
+            }
+            if Instant::now() >= next_release {
+                let released = self.release_abandoned(machine.id).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot look whether somebody holds the guest");
+                    false
+                });
+                // What does not work now keeps nobody else from the machine all the time.
+                let interval = if released {
+                    HOLD_INTERVAL
+                } else {
+                    STATUS_INTERVAL
+                };
+                next_release = Instant::now() + interval;
             }
             bound_console_log(&runtime);
         }

@@ -118,7 +118,7 @@ impl Engine {
     }
 
     /// Adds the locks of a machine's volumes to its own, and refuses damaged ones.
-    fn hold_volumes_of(&self, id: MachineId, mut held: LockSet) -> Result<LockSet> {
+    pub(super) fn hold_volumes_of(&self, id: MachineId, mut held: LockSet) -> Result<LockSet> {
         let attached = self.catalogue.read(|session| session.attachments_of(id))?;
         held.add_volumes(attached.iter().map(|attachment| attachment.volume))
             .map_err(|error| self.named(error))?;

@@ -99,11 +99,17 @@ impl House {
 
     /// Makes an image named `tiny` of the tests' guest, which then does `actions` at each start.
     pub(crate) fn import_tiny(&self, engine: &Engine, actions: &[Action]) {
+        self.import_scripted(engine, actions, "");
+    }
+
+    /// As [`House::import_tiny`], with what [`Action::Script`] runs.
+    pub(crate) fn import_scripted(&self, engine: &Engine, actions: &[Action], script: &str) {
         let guest = TinyGuest::find().expect("the caller has asked for it");
         let file = self.path("tiny.raw");
         let disk = File::create(&file).unwrap();
         disk.set_len(4 * MIB).unwrap();
         disk.write_all_at(&guest.disk(actions), 0).unwrap();
+        disk.write_all_at(script.as_bytes(), 4096).unwrap();
         let name: ImageName = "tiny".parse().unwrap();
         let (kernel, initrd) = (Some(guest.kernel), Some(guest.initrd));
         engine

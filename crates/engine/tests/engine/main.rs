@@ -14,6 +14,7 @@ mod fixture;
 mod image_copies;
 mod images;
 mod machine_clones;
+mod machine_snapshots;
 mod machines;
 mod moves;
 mod pools;

@@ -20,7 +20,8 @@ pub(crate) enum Command {
     /// Keep a volume as it is now
     ///
     /// The machine that holds the volume may run: the snapshot is then what a disk holds after a
-    /// power cut. Where the pool has to copy, the machine is paused meanwhile.
+    /// power cut. Where the pool has to copy, that goes on while the machine does; it is paused
+    /// meanwhile only where the pool's driver is an external one.
     #[command(after_help = "\
 Examples:
   sistemo volume snapshot create pgdata
