@@ -1,7 +1,7 @@
 //! What volumes take: their size, what they use, what they share, and what is theirs alone.
 
 use serde::Serialize;
-use sistemo_model::{PoolName, Reference, SnapshotName, Volume, VolumeId, VolumeName};
+use sistemo_model::{Lifecycle, PoolName, Reference, SnapshotName, Volume, VolumeId, VolumeName};
 use sistemo_pools::{Facts, PoolError, Sharing};
 
 use crate::engine::Engine;
@@ -51,7 +51,9 @@ impl Engine {
     /// reason.
     pub fn usage_of_volumes(&self) -> Result<Vec<VolumeUsage>> {
         let volumes = self.catalogue.read(|session| session.volumes())?;
-        Ok(volumes.iter().map(|volume| self.usage_of(volume)).collect())
+        let ready = volumes.iter();
+        let ready = ready.filter(|volume| volume.lifecycle == Lifecycle::Ready);
+        Ok(ready.map(|volume| self.usage_of(volume)).collect())
     }
 
     /// What one volume takes.

@@ -10,16 +10,16 @@ use sistemo::care::{Checked, Obstacle, OnDamage, Part, Verdict};
 use sistemo::exchange::{Checksum, Export, NewImported};
 use sistemo::model::{Bytes, Filesystem, PoolName};
 use sistemo::pools::NewPool;
-use sistemo::volumes::VolumeView;
+use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Engine, Error, Notice};
 use sistemo_host::program::Program;
 use sistemo_testkit::filesystem::{LoopFilesystem, LoopKind};
 use sistemo_testkit::{Action, Requirement, met};
 
 use crate::fixture::{
-    House, MIB, attaching, holds, plan, pool_on, reference, reflinks, start, volume, volume_in,
-    write_into,
+    House, MIB, holds, pool_on, reference, reflinks, start, volume, volume_in, write_into,
 };
+use crate::running::{console_shows, guest};
 
 const TOOLS: [Requirement; 9] = [
     Requirement::Root,
@@ -189,6 +189,15 @@ fn pool(engine: &Engine, name: &str, driver: &str, directory: &Path) -> PoolName
     name
 }
 
+/// Puts an example of an external driver where the engine finds it.
+fn install_driver(house: &House, name: &str) {
+    let name = format!("sistemo-driver-{name}");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/drivers");
+    let drivers = house.data_dir().join("drivers");
+    fs::create_dir_all(&drivers).unwrap();
+    fs::copy(example.join(&name), drivers.join(&name)).unwrap();
+}
+
 fn check(engine: &Engine, name: &str) -> Checked {
     engine
         .check_volume(&reference(name), OnDamage::Report)
@@ -218,10 +227,12 @@ fn unused_blocks_are_given_back_and_files_stay_as_they_are() {
     let place = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(1024));
     let house = House::new();
     let engine = house.engine();
+    install_driver(&house, "tiny");
     let pools = [
         "default".parse().unwrap(),
         pool(&engine, "layers", "qcow2", &house.path("layers")),
         pool(&engine, "subvolumes", "btrfs", &place.path().join("pool")),
+        pool(&engine, "external", "tiny", &house.path("external")),
     ];
     for made in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
         let mut disk = Disk::made(&house, made);
@@ -277,46 +288,112 @@ fn what_holds_only_zeros_is_given_back_whatever_the_volume_holds() {
 }
 
 #[test]
-fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
+fn a_snapshot_keeps_what_its_volume_gives_back() {
     let Some(place) = reflinks() else { return };
+    if !met(&TOOLS) {
+        return;
+    }
     let house = House::new();
     let engine = house.engine();
-    let fast = pool_on(&engine, "fast", &place);
-    let new = sistemo::volumes::NewVolume {
-        size: Bytes::from_mib(32),
-        name: Some("data".parse().unwrap()),
-        pool: Some(fast),
-        filesystem: Filesystem::Ext4,
+    let mut disk = Disk::made(&house, Filesystem::Ext4);
+    disk.fill();
+    for pool in [
+        pool_on(&engine, "fast", &place),
+        pool(&engine, "layers", "qcow2", &house.path("layers")),
+    ] {
+        disk.import(&engine, &disk.image, "data", &pool);
+        let export = |name: &str, snapshot: Option<&str>| {
+            let export = Export {
+                source: reference("data"),
+                snapshot: snapshot.map(|name| name.parse().unwrap()),
+            };
+            let file = house.path(name);
+            engine.export_volume(&export, &file).unwrap();
+            let content = fs::read(&file).unwrap();
+            fs::remove_file(&file).unwrap();
+            content
+        };
+        let before = export("before", None);
+        let name = "full".parse().unwrap();
+        engine
+            .take_snapshot(&reference("data"), Some(name))
+            .unwrap();
+        house.notices();
+        let trimmed = engine.trim_volume(&reference("data")).unwrap();
+        assert!(trimmed.unused_bytes >= 22 * MIB, "{trimmed:?}");
+        let notices = house.notices();
+        assert!(
+            matches!(notices[..], [Notice::SnapshotsHold { .. }]),
+            "{notices:?}"
+        );
+        assert!(export("after", None) != before);
+        assert!(export("then", Some("full")) == before);
+        assert!(check(&engine, "data").is_sound());
+        engine.delete_volume(&reference("data")).unwrap();
+    }
+}
+
+#[test]
+fn what_a_running_guest_discards_or_zeroes_is_given_back_at_once() {
+    let script = Action::Shell(
+        "blkdiscard${IFS}-l${IFS}8388608${IFS}/dev/vdb;dd${IFS}if=/dev/zero${IFS}of=/dev/vdb${IFS}bs=1048576${IFS}seek=8${IFS}count=4${IFS}conv=fsync;echo${IFS}given-back",
+    );
+    let Some((_house, engine)) = guest(&[Action::Fill("vdb"), script, Action::WaitForButton])
+    else {
+        return;
     };
-    let data = engine.create_volume(new).unwrap();
-    assert!(check(&engine, "data").is_sound());
-    break_descriptor(&data);
+    start(&engine, "m");
+    console_shows(&engine, "given-back");
+    let data = engine.volume(&reference("data")).unwrap();
+    assert!(data.used_bytes.unwrap() < 5 * MIB, "{data:?}");
+    assert!(holds(&data, 12 * MIB, b"sistemo\n"), "the rest is there");
+}
 
-    let damaged = check(&engine, "data");
-    let (verdict, words) = filesystem(&damaged);
-    assert_eq!(verdict, Verdict::Damaged);
-    assert!(!words.is_empty() && !words.contains("Pass 1"), "{words}");
-    let with = part(&damaged, "filesystem").checked_with.as_deref();
-    assert_eq!(with, Some("e2fsck"));
-    assert_eq!(part(&damaged, "data").verdict, Verdict::Ok);
-    assert!(engine.snapshots(&reference("data")).unwrap().is_empty());
+#[test]
+fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
+    let Some(place) = reflinks() else { return };
+    if !met(&TOOLS) {
+        return;
+    }
+    let house = House::new();
+    let engine = house.engine();
+    let mut disk = Disk::made(&house, Filesystem::Ext4);
+    disk.fill();
+    // The first group descriptor of an ext4 with blocks of 1 KiB.
+    let image = File::options().write(true).open(&disk.image).unwrap();
+    image.write_all_at(&[0xa5; 12], 2048 + 4).unwrap();
+    for pool in [
+        pool_on(&engine, "fast", &place),
+        pool(&engine, "layers", "qcow2", &house.path("layers")),
+    ] {
+        disk.import(&engine, &disk.image, "data", &pool);
+        let damaged = check(&engine, "data");
+        let (verdict, words) = filesystem(&damaged);
+        assert_eq!(verdict, Verdict::Damaged);
+        assert!(!words.is_empty() && !words.contains("Pass 1"), "{words}");
+        let with = part(&damaged, "filesystem").checked_with.as_deref();
+        assert_eq!(with, Some("e2fsck"));
+        assert_eq!(part(&damaged, "data").verdict, Verdict::Ok);
+        assert!(engine.snapshots(&reference("data")).unwrap().is_empty());
 
-    let mended = engine.check_volume(&reference("data"), OnDamage::Repair);
-    let mended = mended.unwrap();
-    assert!(mended.is_sound(), "{mended:?}");
-    assert_eq!(mended.repaired, ["filesystem"]);
-    let kept = mended.kept.unwrap();
-    assert_eq!(kept.as_str(), "before-repair");
-    assert!(check(&engine, "data").is_sound());
+        let mended = engine.check_volume(&reference("data"), OnDamage::Repair);
+        let mended = mended.unwrap();
+        assert!(mended.is_sound(), "{mended:?}");
+        assert_eq!(mended.repaired, ["filesystem"]);
+        let kept = mended.kept.unwrap();
+        assert_eq!(kept.as_str(), "before-repair");
+        assert!(check(&engine, "data").is_sound());
 
-    engine
-        .revert_volume(&reference("data"), Some(&kept))
-        .unwrap();
-    let (verdict, _) = filesystem(&check(&engine, "data"));
-    assert_eq!(verdict, Verdict::Damaged, "it is as it was");
-    let again = engine.check_volume(&reference("data"), OnDamage::Repair);
-    let again = again.unwrap();
-    assert_eq!(again.kept.unwrap().as_str(), "before-repair-2");
+        engine
+            .revert_volume(&reference("data"), Some(&kept))
+            .unwrap();
+        let (verdict, _) = filesystem(&check(&engine, "data"));
+        assert_eq!(verdict, Verdict::Damaged, "it is as it was");
+        let again = engine.check_volume(&reference("data"), OnDamage::Repair);
+        let again = again.unwrap();
+        assert_eq!(again.kept.unwrap().as_str(), "before-repair-2");
+        engine.delete_volume(&reference("data")).unwrap();
+    }
 }
 
 #[test]
@@ -562,25 +639,73 @@ fn data_that_is_not_as_it_was_is_told_and_not_mended() {
 }
 
 #[test]
-fn a_volume_that_its_machine_uses_is_left_alone() {
-    if !met(&[
-        Requirement::TinyGuest,
-        Requirement::Program("qemu-system-x86_64"),
-    ]) {
+fn in_a_pool_that_cannot_be_written_damage_is_told_and_nothing_tried() {
+    let Some(place) = reflinks() else { return };
+    if !met(&TOOLS) {
         return;
     }
     let house = House::new();
     let engine = house.engine();
-    house.import_tiny(&engine, &[Action::WaitForButton]);
-    volume(&engine, "data", "16M");
-    engine
-        .deploy(&attaching(plan("tiny", "db1"), &["data"]))
-        .unwrap();
+    let fast = pool_on(&engine, "fast", &place);
+    let layers = pool(&engine, "layers", "qcow2", &place.path().join("layers"));
+    for pool in [&fast, &layers] {
+        let new = NewVolume {
+            size: Bytes::from_mib(32),
+            name: Some(pool.as_str().parse().unwrap()),
+            pool: Some(pool.clone()),
+            filesystem: Filesystem::Ext4,
+        };
+        engine.create_volume(new).unwrap();
+    }
+    break_descriptor(&engine.volume(&reference("fast")).unwrap());
+    run("mount", &["-o", "remount,ro"], place.path());
+    let engine = house.engine();
+    assert_eq!(filesystem(&check(&engine, "fast")).0, Verdict::Damaged);
+    assert_eq!(
+        filesystem(&check(&engine, "layers")),
+        (Verdict::Ok, String::new())
+    );
+    for name in ["fast", "layers"] {
+        let error = engine.trim_volume(&reference(name)).unwrap_err();
+        assert!(matches!(error, Error::Pool { .. }), "{error}");
+    }
+    let error = engine.check_volume(&reference("fast"), OnDamage::Repair);
+    assert!(matches!(error, Err(Error::Pool { .. })), "{error:?}");
+}
+
+#[test]
+fn a_pool_that_is_not_there_is_an_error_and_its_volumes_usage_unknown() {
+    let house = House::new();
+    let engine = house.engine();
+    let gone = pool(&engine, "gone", "file", &house.path("gone"));
+    volume_in(&engine, &gone, "data", 16);
+    volume_in(&engine, &"default".parse().unwrap(), "other", 16);
+    fs::remove_dir_all(house.path("gone")).unwrap();
+    let engine = house.engine();
+    for error in [
+        engine
+            .check_volume(&reference("data"), OnDamage::Report)
+            .unwrap_err(),
+        engine.trim_volume(&reference("data")).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Pool { .. }), "{error}");
+    }
+    let usage = engine.usage_of_volumes().unwrap();
+    assert_eq!(usage[0].used_bytes, None);
+    assert!(usage[0].reason.is_some() && usage[1].reason.is_none());
+    assert_eq!(usage[1].size_bytes, 16 * MIB);
+}
+
+#[test]
+fn a_volume_that_its_machine_uses_is_left_alone() {
+    let Some((_house, engine)) = guest(&[Action::WaitForButton]) else {
+        return;
+    };
     assert!(
         check(&engine, "data").is_sound(),
         "a stopped machine is no obstacle"
     );
-    start(&engine, "db1");
+    start(&engine, "m");
     for error in [
         engine
             .check_volume(&reference("data"), OnDamage::Report)
@@ -589,7 +714,7 @@ fn a_volume_that_its_machine_uses_is_left_alone() {
     ] {
         let told = error.to_string();
         assert!(
-            told.starts_with("machine db1 is ") && told.contains("volume data"),
+            told.starts_with("machine m is ") && told.contains("volume data"),
             "{told}"
         );
         assert!(matches!(error, Error::MachineActive { .. }));
