@@ -306,6 +306,8 @@ fn a_snapshot_keeps_what_its_volume_gives_back() {
             let export = Export {
                 source: reference("data"),
                 snapshot: snapshot.map(|name| name.parse().unwrap()),
+                format: None,
+                checksum: Checksum::Skip,
             };
             let file = house.path(name);
             engine.export_volume(&export, &file).unwrap();
@@ -694,6 +696,79 @@ fn a_pool_that_is_not_there_is_an_error_and_its_volumes_usage_unknown() {
     assert_eq!(usage[0].used_bytes, None);
     assert!(usage[0].reason.is_some() && usage[1].reason.is_none());
     assert_eq!(usage[1].size_bytes, 16 * MIB);
+}
+
+#[test]
+fn usage_tells_what_is_shared_and_what_would_be_free() {
+    let needed = [
+        Requirement::Program("qemu-io"),
+        Requirement::Program("mkfs.btrfs"),
+    ];
+    let Some(place) = reflinks().filter(|_| met(&needed)) else {
+        return;
+    };
+    let subvolumes = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(256));
+    let house = House::new();
+    let engine = house.engine();
+    let place = place.path();
+    for pool in [
+        pool(&engine, "fast", "file", &place.join("fast")),
+        pool(&engine, "layers", "qcow2", &house.path("layers")),
+        pool(
+            &engine,
+            "subvolumes",
+            "btrfs",
+            &subvolumes.path().join("pool"),
+        ),
+    ] {
+        let name = pool.as_str();
+        let data = volume_in(&engine, &pool, name, 64);
+        let format = data.format.unwrap();
+        let path = data.path.unwrap();
+        let write = |what: &str| {
+            let io = Program::find("qemu-io")
+                .unwrap()
+                .args(["-f", &format, "-c", what]);
+            io.args(["-c", "flush"])
+                .arg(engine.volume(&reference(name)).unwrap().path.unwrap())
+                .run()
+                .unwrap();
+        };
+        // Apart: btrfs keeps an extent whole as long as any of it is needed.
+        write("write -P 1 0 4M");
+        write("write -P 1 4M 8M");
+        let usage = || {
+            run("sync", &["-f"], path.parent().unwrap());
+            engine.volume_usage(&reference(name)).unwrap()
+        };
+        let near = |bytes: Option<u64>, mib: u64| {
+            let bytes = bytes.unwrap();
+            (mib * MIB..(mib + 1) * MIB).contains(&bytes)
+        };
+        let whole = usage();
+        assert!(
+            near(whole.alone_bytes, 12) && near(whole.shared_bytes, 0),
+            "{whole:?}"
+        );
+        assert_eq!(whole.snapshots, Some(Vec::new()));
+
+        engine
+            .take_snapshot(&reference(name), Some("one".parse().unwrap()))
+            .unwrap();
+        write("write -P 2 0 4M");
+        let shared = usage();
+        assert!(near(shared.alone_bytes, 4), "{shared:?}");
+        // Of a layer that both need, what the volume has written over since is still there.
+        let (both, replaced) = if name == "layers" { (12, 0) } else { (8, 4) };
+        assert!(near(shared.shared_bytes, both), "{shared:?}");
+        let snapshots = shared.snapshots.as_ref().unwrap();
+        assert_eq!(snapshots[0].name.as_str(), "one");
+        assert!(near(Some(snapshots[0].alone_bytes), replaced), "{shared:?}");
+        assert!(near(shared.snapshots_alone_bytes, replaced), "{shared:?}");
+    }
+    let all = engine.usage_of_volumes().unwrap();
+    assert_eq!(all.len(), 3);
+    assert!(all.iter().all(|usage| usage.reason.is_none()), "{all:?}");
 }
 
 #[test]
