@@ -20,7 +20,7 @@ use super::Checksum;
 use super::checksum::{self, Sum};
 use crate::copying::{require_room, write_sparsely};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::volumes::{VolumeView, description, held_lock, pool_error};
 
 /// How much of a stream is read before the volume grows by it.
@@ -72,6 +72,7 @@ impl Engine {
         match named.unwrap_or(ImageFormat::Raw) {
             ImageFormat::Raw => self.import_raw(new, from),
             format => {
+                self.refuse_taken(&new.name)?;
                 self.reporter.stage(&format!("checking {}", from.display()));
                 let disk = DiskFile::open(from, format);
                 self.reporter.stage_over();
@@ -91,6 +92,7 @@ impl Engine {
         match new.format.unwrap_or(ImageFormat::Raw) {
             ImageFormat::Raw => self.import_stream(new, from),
             format => {
+                self.refuse_taken(&new.name)?;
                 let pool = self.pool(&self.pool_for(new.pool.as_ref())?)?;
                 let mut file = self.scratch(Some(pool.as_ref()), &new.importing())?;
                 self.reporter.stage("reading standard input");
@@ -102,6 +104,19 @@ impl Engine {
                 self.import_disk(new, DiskFile::of(Path::new(STREAM), file, format))
             }
         }
+    }
+
+    /// Refuses a name that is taken before a long look at what is to have it: it is looked at
+    /// again when it is taken.
+    fn refuse_taken(&self, name: &VolumeName) -> Result<()> {
+        let there = self.catalogue.read(|session| session.volumes())?;
+        if there.iter().any(|volume| volume.name == *name) {
+            return Err(Error::NameTaken {
+                kind: Kind::Volume,
+                name: name.to_string(),
+            });
+        }
+        Ok(())
     }
 
     fn import_raw(&self, new: &NewImported, from: &Path) -> Result<Imported> {

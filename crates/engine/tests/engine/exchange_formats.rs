@@ -377,6 +377,14 @@ fn streams_carry_every_format() {
         );
     }
     assert_eq!(engine.volumes().unwrap().len(), 5);
+    // A name that is taken is refused before the stream is read.
+    let new = NewImported {
+        format: Some(ImageFormat::Qcow2),
+        ..imported("data")
+    };
+    let mut endless = std::io::repeat(7);
+    let error = engine.import_volume_from(&new, &mut endless).unwrap_err();
+    assert_eq!(error.to_string(), "volume data already exists");
     let left: Vec<_> = files_in(&house.data_dir())
         .into_iter()
         .filter(|name| name.contains("scratch"))

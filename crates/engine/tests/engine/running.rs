@@ -1,5 +1,6 @@
 //! Machines that run, with the tests' tiny guest under a real QEMU.
 
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use sistemo::{Engine, Error, Notice, Way};
 use sistemo_catalog::{Catalogue, Intent};
 use sistemo_host::directory::Directory;
 use sistemo_host::process::{Ending, ProcessIdentity};
+use sistemo_host::program::Program;
 use sistemo_testkit::{Action, Requirement, met};
 
 use crate::fixture::{
@@ -675,6 +677,16 @@ fn a_running_machine_goes_on_in_a_new_layer() {
         };
         engine.export_volume_to(&export, &mut bytes).unwrap();
         assert!(bytes.starts_with(b"sistemo\n"));
+        // The machine's VMM reads, and locks, the same files.
+        let raw = house.path("layered.raw");
+        std::fs::File::create(&raw)
+            .and_then(|mut file| file.write_all(&bytes))
+            .unwrap();
+        let qcow2 = house.path(&format!("{}.qcow2", snapshot.name));
+        engine.export_volume(&export, &qcow2).unwrap();
+        let compare = ["compare", "-q", "-f", "raw", "-F", "qcow2"];
+        let compare = Program::find("qemu-img").unwrap().args(compare);
+        compare.args([&raw, &qcow2]).run().unwrap();
         engine
             .delete_snapshot(&reference("layered"), &snapshot.name)
             .unwrap();
