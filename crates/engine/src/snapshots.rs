@@ -32,7 +32,8 @@ pub struct SnapshotView {
     pub size_bytes: u64,
     /// The same in MiB, rounded down.
     pub size_mb: u64,
-    /// What would be free without it, in bytes; `None` where that cannot be told cheaply.
+    /// What would be free without it, in bytes; `None` where that cannot be told, or only by a
+    /// look at each extent and by a listing.
     pub alone_bytes: Option<u64>,
 }
 
@@ -166,13 +167,24 @@ impl Engine {
         })
     }
 
-    /// One volume with its snapshots.
+    /// One volume with its snapshots, and what each of them uses alone where its pool can tell.
     ///
     /// # Errors
     /// As [`Engine::volume`]; one whose pool cannot be used is shown as broken.
     pub fn volume_details(&self, reference: &Reference) -> Result<VolumeDetails> {
         let volume = self.volume(reference)?;
-        let snapshots = self.snapshots(&Reference::from(volume.id.to_string())).ok();
+        let mut snapshots = self.snapshots(&Reference::from(volume.id.to_string())).ok();
+        let untold = snapshots.iter_mut().flatten();
+        let untold: Vec<_> = untold.filter(|one| one.alone_bytes.is_none()).collect();
+        if !untold.is_empty()
+            && let Ok(pool) = self.pool(&volume.pool)
+            && let Ok(Some(sharing)) = pool.sharing(volume.id)
+        {
+            for snapshot in untold {
+                let alone = sharing.snapshots.get(&snapshot.name);
+                snapshot.alone_bytes = alone.map(|alone| alone.get());
+            }
+        }
         Ok(VolumeDetails { volume, snapshots })
     }
 

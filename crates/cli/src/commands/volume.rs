@@ -384,7 +384,11 @@ impl Described for VolumeDetails {
         let snapshots = self.snapshots.iter().flatten();
         details.several(
             "Snapshots",
-            snapshots.map(|snapshot| format!("{} ({:.0})", snapshot.name, snapshot.created)),
+            snapshots.map(|snapshot| {
+                let alone = snapshot.alone_bytes.map(Bytes::new);
+                let alone = alone.map_or(String::new(), |alone| format!(", {alone} alone"));
+                format!("{} ({:.0}{alone})", snapshot.name, snapshot.created)
+            }),
         );
         details.line("Created", format!("{:.0}", volume.created));
         details.line("Modified", format!("{:.0}", volume.modified));

@@ -197,6 +197,7 @@ impl Environment {
         settings.add_filter(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "[MAC]");
         settings.add_filter(r"to [\d.]+ GB that", "to [HOST MEMORY] that");
         settings.add_filter(r"(Used on disk: +)[\d.]+ [KM]B", "$1[USED]");
+        settings.add_filter(r", [\d.]+ [KM]?B alone\)", ", [USED] alone)");
         settings.bind(|| insta::assert_snapshot!(name, text));
     }
 }

@@ -58,6 +58,31 @@ fn a_volume_goes_back_to_its_snapshot_with_its_size() {
 }
 
 #[test]
+fn what_a_snapshot_alone_takes_is_told_of_one_volume_however_its_pool_knows() {
+    let Some(filesystem) = reflinks() else { return };
+    let house = House::new();
+    let engine = house.engine();
+    let fast = pool_on(&engine, "fast", &filesystem);
+    let default = "default".parse().unwrap();
+    // A copy takes its own space at once, a reflink once the volume holds something else.
+    for (pool, data, at_once) in [(&default, "copied", true), (&fast, "reflinked", false)] {
+        let made = volume_in(&engine, pool, data, 64);
+        let piece = vec![7; 1 << 20];
+        write_into(&made, 48 * MIB, &piece);
+        take(&engine, data, "one");
+        let alone = || {
+            let details = engine.volume_details(&reference(data)).unwrap();
+            let snapshots = details.snapshots.unwrap();
+            assert_eq!(snapshots.len(), 1);
+            snapshots[0].alone_bytes.unwrap()
+        };
+        assert_eq!(alone() >= MIB, at_once, "{data}");
+        write_into(&made, 48 * MIB, &vec![8; 1 << 20]);
+        assert!(alone() >= MIB, "{data}");
+    }
+}
+
+#[test]
 fn without_a_name_it_is_the_newest() {
     let house = House::new();
     let engine = house.engine();
