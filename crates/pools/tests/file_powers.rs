@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -667,6 +667,56 @@ mod a_kill {
             assert_eq!(scene.pool.remove(id).unwrap(), Changed::Yes);
             assert_eq!(scene.files(), Vec::<String>::new());
         }
+    }
+}
+
+#[test]
+fn a_snapshot_that_a_vmm_has_spoilt_does_not_come_to_exist() {
+    let Some(scene) = scene(LoopKind::Ext4, 64) else {
+        return;
+    };
+    let made = create(&*scene.pool, 1, &[(0, b"data")]);
+    let before = scene.files();
+    let spoil: [fn(&Path); 3] = [
+        |path| {
+            File::options()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(512)
+                .unwrap();
+        },
+        |path| fs::remove_file(path).unwrap(),
+        |path| {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink("/dev/null", path).unwrap();
+        },
+    ];
+    for spoil in spoil {
+        let live = scene.snapshots().live_copies().unwrap();
+        let draft = live
+            .draft_snapshot(made.id, &name("one"), Timestamp::now(), made.size)
+            .unwrap();
+        spoil(draft.raw_path());
+        let error = draft.commit().unwrap_err();
+        assert!(matches!(error, PoolError::Damaged { .. }), "{error:?}");
+        assert_eq!(scene.files(), before);
+    }
+    let live = scene.snapshots().live_copies().unwrap();
+    let odd = live.draft_snapshot(made.id, &name("one"), Timestamp::now(), Bytes::new(513));
+    let error = odd.unwrap_err();
+    assert!(matches!(error, PoolError::BadSize { .. }), "{error:?}");
+    let missing = VolumeId::random();
+    let none = live.draft_snapshot(missing, &name("one"), Timestamp::now(), made.size);
+    let error = none.unwrap_err();
+    assert!(matches!(error, PoolError::NoSuchVolume { .. }), "{error:?}");
+}
+
+#[test]
+fn where_files_share_their_data_no_vmm_writes_a_snapshot() {
+    for scene in scenes() {
+        let shares = scene.snapshots().snapshot_cost() == Cost::Instant;
+        assert_eq!(scene.snapshots().live_copies().is_none(), shares);
     }
 }
 

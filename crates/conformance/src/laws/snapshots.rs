@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sistemo_host::Changed;
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
-use sistemo_pools::{Description, Found, Location, Origin, Pool, PoolError, Snapshots};
+use sistemo_pools::{Cost, Description, Found, Location, Origin, Pool, PoolError, Snapshots};
 
 use super::clones::{clone_of, way_is_right};
 use super::reaching::is_there;
@@ -194,6 +194,7 @@ pub(super) fn a_snapshot_that_a_vmm_writes_exists_with_its_commit(bench: &Bench)
     let Some(live) = power.live_copies() else {
         return Err(Stop::NotClaimed("snapshots that a VMM writes"));
     };
+    equal("the cost of a snapshot", power.snapshot_cost(), Cost::Copy)?;
     write(&*pool, made.id, b"volume", 100)?;
     let data = noise(1, 1 << 20);
     let name = a_name("written");

@@ -727,7 +727,11 @@ impl Pool for ExternalPool {
         recorded: Bytes,
         progress: Progress<'_>,
     ) -> Result<Vec<Flaw>, PoolError> {
-        examination::examine(self, id, recorded, progress)
+        let examined = examination::examine(self, id, recorded, progress);
+        if examined.is_ok() {
+            self.close(id)?;
+        }
+        examined
     }
 
     fn sharing(&self, id: VolumeId) -> Result<Option<Sharing>, PoolError> {

@@ -226,6 +226,35 @@ fn a_layer_is_never_taken_for_a_volume_that_lost_its_data() {
 }
 
 #[test]
+fn a_layer_that_only_a_snapshot_needs_is_examined_too() {
+    let scene = scene();
+    let made = scene.create(MIB);
+    let id = made.id;
+    for text in ["a", "b"] {
+        scene.write(id, text.repeat(100).as_bytes(), 0);
+        scene.snapshot(id, text);
+    }
+    let layer = scene.directory.path_of(&format!("{id}.2.qcow2"));
+    scene.revert(id, "a");
+    let examine = || {
+        let examined = scene.pool.examine(id, made.size, &mut |_, _| {});
+        examined.unwrap()
+    };
+    assert_eq!(examine(), []);
+    let file = std::fs::File::options().write(true).open(&layer).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 65536)
+        .unwrap();
+    // Nothing of the volume as it is lies in it.
+    scene.is_sound(id);
+    let flaws = examine();
+    let [Flaw::Unreadable { reason }] = flaws.as_slice() else {
+        panic!("{flaws:?}");
+    };
+    let file = layer.file_name().unwrap().to_str().unwrap();
+    assert!(reason.contains(file), "{reason}");
+}
+
+#[test]
 fn a_freezing_that_was_killed_at_each_step_changes_nothing() {
     for step in ["mode", "new", "overlay"] {
         let scene = scene();
