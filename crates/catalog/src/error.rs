@@ -35,6 +35,15 @@ impl Kind {
             Kind::Machine => "machines",
         }
     }
+
+    /// What holds of an object, in SQL, while it has its name for itself. For a volume it is the
+    /// condition of the index over names, word by word.
+    pub(crate) fn has_its_name(self) -> &'static str {
+        match self {
+            Kind::Volume => "lifecycle <> 'trashed' AND lifecycle <> 'deleting'",
+            Kind::Machine => "TRUE",
+        }
+    }
 }
 
 impl fmt::Display for Kind {

@@ -11,16 +11,29 @@ impl Session<'_> {
     /// Finds the ready object that a user means: by name, else by its ID or the beginning of it.
     /// A full ID is the beginning of no other.
     pub(crate) fn find(&self, kind: Kind, reference: &Reference) -> Result<String> {
+        let ready = format!("lifecycle = 'ready' AND {}", kind.has_its_name());
+        self.find_where(kind, &ready, reference)
+    }
+
+    /// Finds the object for which a condition in SQL holds, as [`Session::find`] does; several
+    /// may have one name then.
+    pub(crate) fn find_where(
+        &self,
+        kind: Kind,
+        condition: &str,
+        reference: &Reference,
+    ) -> Result<String> {
         let table = kind.table();
-        let by_name = format!("SELECT id, name FROM {table} WHERE name = ?1 AND lifecycle = ?2");
+        let by_name = format!(
+            "SELECT id, name FROM {table} WHERE name = ?1 AND {condition} ORDER BY created"
+        );
         // Every character of an ID sorts before `g`.
         let by_id = format!(
             "SELECT id, name FROM {table}
-             WHERE id >= ?1 AND id < ?1 || 'g' AND lifecycle = ?2 ORDER BY name"
+             WHERE id >= ?1 AND id < ?1 || 'g' AND {condition} ORDER BY name"
         );
         let look = |sql: &str, text: &str| {
-            let ready = Lifecycle::Ready.as_str();
-            self.rows(table, sql, (text, ready), |row| {
+            self.rows(table, sql, [text], |row| {
                 Ok(Candidate {
                     id: row.value("id")?,
                     name: row.value("name")?,
@@ -47,14 +60,12 @@ impl Session<'_> {
 }
 
 impl Transaction<'_> {
-    /// Refuses a name that another object of the kind has for a name, unless it is in the trash,
-    /// or for an ID. Since no one else
-    /// writes during a transaction, what this found stays so.
+    /// Refuses a name that another object of the kind has for itself, or for an ID. Since no one
+    /// else writes during a transaction, what this found stays so.
     pub(crate) fn expect_free_name(&self, kind: Kind, id: &impl Display, name: &str) -> Result<()> {
-        let table = kind.table();
+        let (table, has_it) = (kind.table(), kind.has_its_name());
         let sql = format!(
-            "SELECT id FROM {table}
-             WHERE (name = ?1 AND lifecycle <> 'trashed' OR id = ?1) AND id <> ?2"
+            "SELECT id FROM {table} WHERE (name = ?1 AND {has_it} OR id = ?1) AND id <> ?2"
         );
         if self.any(kind, &sql, (name, id.to_string()))? {
             let name = name.to_owned();
@@ -65,9 +76,8 @@ impl Transaction<'_> {
 
     /// Refuses an ID that an object of the kind has for an ID or a name.
     pub(crate) fn expect_free_id(&self, kind: Kind, id: &impl Display) -> Result<()> {
-        let (table, id) = (kind.table(), id.to_string());
-        let sql =
-            format!("SELECT id FROM {table} WHERE id = ?1 OR name = ?1 AND lifecycle <> 'trashed'");
+        let (table, has_it, id) = (kind.table(), kind.has_its_name(), id.to_string());
+        let sql = format!("SELECT id FROM {table} WHERE id = ?1 OR name = ?1 AND {has_it}");
         if self.any(kind, &sql, [&id])? {
             return Err(CatalogError::IdTaken { kind, id });
         }

@@ -2,8 +2,8 @@
 
 use rusqlite::Params;
 use sistemo_model::{
-    Boot, Bytes, Digest, History, Lifecycle, PoolName, Reference, Timestamp, Volume, VolumeId,
-    VolumeName,
+    Boot, Bytes, Digest, History, Lifecycle, PoolName, Reference, Timestamp, Trashed, Volume,
+    VolumeId, VolumeName,
 };
 
 use crate::connection::{Session, Transaction};
@@ -45,6 +45,43 @@ impl Session<'_> {
     /// [`CatalogError::NotFound`], [`CatalogError::Ambiguous`].
     pub fn find_volume(&self, reference: &Reference) -> Result<Volume> {
         let id = self.find(Kind::Volume, reference)?;
+        self.select_volumes("WHERE id = ?1", [id])?
+            .pop()
+            .ok_or_else(|| CatalogError::no_such(Kind::Volume, reference))
+    }
+
+    /// What is in the trash, what came there first at the beginning.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn trash(&self) -> Result<Vec<Volume>> {
+        let mut volumes = self.select_volumes("WHERE lifecycle = 'trashed'", ())?;
+        volumes.sort_by_key(|volume| (volume.history.trashed.map(|trashed| trashed.at), volume.id));
+        Ok(volumes)
+    }
+
+    /// What has been in the trash for as long as it was to be, what was due first at the
+    /// beginning. Costs next to nothing where there is none.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn expired_trash(&self, now: Timestamp) -> Result<Vec<Volume>> {
+        // Compared as texts: a fraction of a second may make that a second late.
+        self.select_volumes(
+            "WHERE lifecycle = 'trashed' AND history ->> '$.trashed.until' <= ?1
+             ORDER BY history ->> '$.trashed.until'",
+            [now.to_string()],
+        )
+    }
+
+    /// The volume in the trash that a user means, as [`Session::find_volume`] finds one that is
+    /// ready.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`], and [`CatalogError::Ambiguous`] also where several have had
+    /// the name.
+    pub fn find_trashed_volume(&self, reference: &Reference) -> Result<Volume> {
+        let id = self.find_where(Kind::Volume, "lifecycle = 'trashed'", reference)?;
         self.select_volumes("WHERE id = ?1", [id])?
             .pop()
             .ok_or_else(|| CatalogError::no_such(Kind::Volume, reference))
@@ -105,6 +142,29 @@ impl Transaction<'_> {
             self.expect_free(id)?;
         }
         self.update_volume(id, "lifecycle", next.as_str())
+    }
+
+    /// Moves a volume to the trash; its name is anybody's from now on.
+    ///
+    /// # Errors
+    /// As [`Transaction::set_volume_lifecycle`].
+    pub fn trash_volume(&self, id: VolumeId, trashed: Trashed) -> Result<()> {
+        self.set_volume_lifecycle(id, Lifecycle::Trashed)?;
+        let mut history = self.volume(id)?.history;
+        history.trashed = Some(trashed);
+        self.set_volume_history(id, &history)
+    }
+
+    /// Takes a volume out of the trash, under a name that may be another than it had.
+    ///
+    /// # Errors
+    /// As [`Transaction::set_volume_lifecycle`].
+    pub fn restore_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
+        self.rename_volume(id, name)?;
+        self.set_volume_lifecycle(id, Lifecycle::Ready)?;
+        let mut history = self.volume(id)?.history;
+        history.trashed = None;
+        self.set_volume_history(id, &history)
     }
 
     /// Gives a volume another name; its own does no harm.

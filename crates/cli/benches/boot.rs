@@ -75,7 +75,10 @@ fn delete(data_dir: &Path, name: &str) {
         data_dir,
         &["machine", "stop", "--force", name],
     ));
-    run(&mut sistemo(data_dir, &["machine", "delete", "-y", name]));
+    run(&mut sistemo(
+        data_dir,
+        &["machine", "delete", "-y", "--purge", name],
+    ));
 }
 
 fn sistemo(data_dir: &Path, arguments: &[&str]) -> Command {

@@ -2,7 +2,11 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
+use sistemo::model::Timestamp;
+
 use crate::failure::Failure;
+
+const FOR_GOOD: &str = " It cannot be restored.";
 
 /// What the user said beforehand.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -19,12 +23,56 @@ impl Beforehand {
     /// # Errors
     /// Where there is no terminal to ask on, or the answer is no.
     pub(crate) fn confirm(self, lost: &[String]) -> Result<(), Failure> {
+        self.confirm_with(lost, "")
+    }
+
+    /// The same for what has been deleted before, and is now destroyed.
+    ///
+    /// # Errors
+    /// As [`Beforehand::confirm`].
+    pub(crate) fn confirm_for_good(self, lost: &[String]) -> Result<(), Failure> {
         if self.yes || lost.is_empty() {
             return Ok(());
         }
         let what = lost.join(", ");
         ask(
-            &format!("Delete {what}?"),
+            &format!("Destroy {what}?{FOR_GOOD}"),
+            &format!("{what} would be destroyed"),
+            "destroys",
+        )
+    }
+
+    /// The same for what can be restored; each with the time until when, where it can.
+    ///
+    /// # Errors
+    /// As [`Beforehand::confirm`].
+    pub(crate) fn confirm_restorable(
+        self,
+        lost: &[String],
+        until: &[Option<Timestamp>],
+    ) -> Result<(), Failure> {
+        self.confirm_with(lost, &afterwards("It", until))
+    }
+
+    /// The same for machines whose root volumes can be restored.
+    ///
+    /// # Errors
+    /// As [`Beforehand::confirm`].
+    pub(crate) fn confirm_roots(
+        self,
+        lost: &[String],
+        until: &[Option<Timestamp>],
+    ) -> Result<(), Failure> {
+        self.confirm_with(lost, &afterwards("The root volume", until))
+    }
+
+    fn confirm_with(self, lost: &[String], afterwards: &str) -> Result<(), Failure> {
+        if self.yes || lost.is_empty() {
+            return Ok(());
+        }
+        let what = lost.join(", ");
+        ask(
+            &format!("Delete {what}?{afterwards}"),
             &format!("{what} would be deleted"),
             "deletes",
         )
@@ -50,6 +98,15 @@ impl BeforehandOfLoss {
             return Ok(());
         }
         ask(question, loss, "reverts")
+    }
+}
+
+/// What is said of whether some things can be restored, each with the time until when.
+fn afterwards(what: &str, until: &[Option<Timestamp>]) -> String {
+    match until.iter().flatten().min() {
+        None => FOR_GOOD.to_owned(),
+        Some(_) if until.contains(&None) => " Not all of it can be restored.".to_owned(),
+        Some(until) => format!(" {what} can be restored until {until:.0}."),
     }
 }
 

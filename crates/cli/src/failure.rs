@@ -227,9 +227,9 @@ impl Failure {
 
 fn code(error: &Error) -> Code {
     match error {
-        Error::NotFound { .. } => Code::NotFound,
+        Error::NotFound { .. } | Error::NotInTrash { .. } => Code::NotFound,
         Error::Ambiguous { .. } => Code::Ambiguous,
-        Error::NameTaken { .. } => Code::NameTaken,
+        Error::NameTaken { .. } | Error::NameGone { .. } => Code::NameTaken,
         Error::VolumeAttached { .. } => Code::VolumeAttached,
         Error::VolumeNotAttached { .. } => Code::VolumeNotAttached,
         Error::RootVolume { .. } => Code::RootVolume,

@@ -39,9 +39,11 @@ fn missing_program(error: &Error) -> Option<String> {
 fn engine_hint(error: &Error) -> Option<String> {
     Some(match error {
         Error::NotFound { kind, .. } => list(*kind),
-        Error::Ambiguous { candidates, .. } => {
-            format!("type more of the ID, or a name: {}", candidates.join(", "))
-        }
+        Error::Ambiguous {
+            reference,
+            candidates,
+            ..
+        } => tell_apart(reference, candidates),
         Error::NameTaken { kind, name } => another_name(*kind, name),
         // A root cannot be detached; it is known by the name that deploy gave it.
         Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
@@ -66,6 +68,9 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::NoSuchSnapshot { .. }
         | Error::NoSnapshots { .. }
         | Error::SnapshotTaken { .. }
+        | Error::NotInTrash { .. }
+        | Error::NameGone { .. }
+        | Error::PoolNotEmpty { .. }
         | Error::SnapshotPinned { .. }
         | Error::VolumePinned { .. }
         | Error::InThatPool { .. }
@@ -101,7 +106,6 @@ fn engine_hint(error: &Error) -> Option<String> {
         }
         Error::DriverUnusable { .. } => "docs/reference/driver-protocol.md".to_owned(),
         Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
-        Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::StorageConf(error) => return storage_conf_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
         Error::Start { .. }
@@ -115,12 +119,8 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::Image { source, .. } => return disk_file_hint(source),
         Error::NoSpace(_) => "delete a volume or an image, or make room otherwise".to_owned(),
         Error::Overtaken(_) => "look again, and try again".to_owned(),
-        Error::DataDirectory { .. } => {
-            "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
-        }
-        Error::DataFile(_) => "make room there, or make it writable".to_owned(),
-        Error::NewerVersion { .. } => {
-            "use that version of Sistemo, or another directory with --data-dir DIR".to_owned()
+        Error::DataDirectory { .. } | Error::DataFile(_) | Error::NewerVersion { .. } => {
+            return data_directory_hint(error);
         }
         Error::Busy { .. } => "try again when it has finished".to_owned(),
         Error::Settings(SettingsError::UnknownKey { known, .. }) => {
@@ -143,17 +143,11 @@ fn engine_hint(error: &Error) -> Option<String> {
 /// What to type next after a size or a port that cannot be had.
 fn range_hint(error: &Error) -> Option<String> {
     Some(match error {
-        Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
-        Error::TooSmallForFilesystem { minimum, .. } => {
-            format!("name a size of {minimum} or more, or --fs none for a bare block device")
-        }
-        Error::FilesystemNotGrowable { volume, .. } => {
-            format!("sistemo volume resize {volume} SIZE, then grow the filesystem in the guest")
-        }
-        Error::StorageTooSmall { needed, .. } => {
-            format!("--storage {}M", needed.get().div_ceil(1 << 20))
-        }
-        Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
+        Error::NotLarger { .. }
+        | Error::TooSmallForFilesystem { .. }
+        | Error::FilesystemNotGrowable { .. }
+        | Error::StorageTooSmall { .. }
+        | Error::MemoryOutOfRange { .. } => return size_hint(error),
         Error::PortUnavailable { .. } => {
             "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
                 .to_owned()
@@ -185,7 +179,39 @@ fn inactive_hint(machine: &MachineName, state: MachineState) -> String {
     }
 }
 
-/// What to type next after a failure with snapshots, clones and files.
+/// What to type next where the data directory is not usable.
+fn data_directory_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::DataDirectory { .. } => {
+            "choose another with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()
+        }
+        Error::DataFile(_) => "make room there, or make it writable".to_owned(),
+        Error::NewerVersion { .. } => {
+            "use that version of Sistemo, or another directory with --data-dir DIR".to_owned()
+        }
+        _ => return None,
+    })
+}
+
+/// What to type next where a size is not right.
+fn size_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
+        Error::TooSmallForFilesystem { minimum, .. } => {
+            format!("name a size of {minimum} or more, or --fs none for a bare block device")
+        }
+        Error::FilesystemNotGrowable { volume, .. } => {
+            format!("sistemo volume resize {volume} SIZE, then grow the filesystem in the guest")
+        }
+        Error::StorageTooSmall { needed, .. } => {
+            format!("--storage {}M", needed.get().div_ceil(1 << 20))
+        }
+        Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What to type next after a failure with snapshots, clones, files and the trash.
 fn history_hint(error: &Error) -> Option<String> {
     Some(match error {
         Error::VolumeInUse { volume, action, .. } => format!(
@@ -206,6 +232,16 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::CloneName { volume, .. } => format!("sistemo volume rename {volume} SHORTER"),
         Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
         Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
+        Error::NotInTrash { .. } => "sistemo volume trash list".to_owned(),
+        Error::NameGone { volume } => {
+            format!("sistemo volume trash restore {volume} --name NEW")
+        }
+        Error::PoolNotEmpty {
+            pool,
+            only_trash: true,
+            ..
+        } => format!("sistemo volume trash empty -P {pool}"),
+        Error::PoolNotEmpty { .. } => list(Kind::Volume),
         Error::SnapshotTaken { .. } => "choose another name".to_owned(),
         Error::SnapshotPinned { volume, snapshot } => {
             format!("sistemo volume snapshot unpin {volume} {snapshot}")
@@ -273,6 +309,15 @@ fn disk_file_hint(error: &ImageError) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// How to name one of several, each told as `pgdata (a1b2…)`. In the trash all may have the name.
+fn tell_apart(reference: &str, candidates: &[String]) -> String {
+    let named_so = format!("{reference} (");
+    if candidates.iter().all(|one| one.starts_with(&named_so)) {
+        return "name it by its ID".to_owned();
+    }
+    format!("type more of the ID, or a name: {}", candidates.join(", "))
 }
 
 fn storage_conf_hint(error: &ConfError) -> Option<String> {

@@ -1,5 +1,5 @@
-//! Makes, fills, grows, renames, clones, reverts, moves, imports, attaches and deletes volumes, snapshots
-//! and machines until it is killed, as the engine's recovery test does to it. Prints a line before each operation and `done` after
+//! Makes, fills, grows, renames, clones, reverts, moves, imports, attaches, deletes and restores
+//! volumes, snapshots and machines until it is killed, as the engine's recovery test does to it. Prints a line before each operation and `done` after
 //! it: after any kill, every operation that is done must be so, and only that of the last line,
 //! where no `done` follows it, may be either done or not.
 //!
@@ -90,9 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         import(&engine, &volume)?;
         for clone in ["now", "kept", "imported"] {
             let clone = format!("{volume}-{clone}");
-            step(&format!("delete {clone}"), || {
-                engine.delete_volume(&Reference::from(clone.as_str()))
-            })?;
+            discard(&engine, &clone, round)?;
         }
         let name = renamed.parse()?;
         step(&format!("rename {volume} {renamed}"), || {
@@ -118,11 +116,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             step(&format!("undeploy {machine}"), || {
                 engine.delete_machine(&Reference::from(machine.as_str()), Storage::RemoveRoot)
             })?;
+            let root = Reference::from(format!("{machine}-root"));
+            step(&format!("empty {machine}-root"), || {
+                engine.destroy_trashed(&root)
+            })?;
         }
         if round % 3 == 0 {
-            step(&format!("delete {renamed}"), || {
-                engine.delete_volume(&Reference::from(renamed.as_str()))
-            })?;
+            discard(&engine, &renamed, round)?;
         }
     }
     Ok(())
@@ -162,6 +162,31 @@ fn shift(engine: &Engine, volume: &str, to: &str) -> Result<(), Box<dyn Error>> 
         engine.move_volume(&asked)
     })?;
     Ok(())
+}
+
+/// Deletes a volume, for good or after it was restored from the trash, and leaves some there.
+fn discard(engine: &Engine, volume: &str, round: u64) -> Result<(), Box<dyn Error>> {
+    let reference = Reference::from(volume);
+    step(&format!("delete {volume}"), || {
+        engine.delete_volume(&reference)
+    })?;
+    step(&format!("restore {volume}"), || {
+        engine.restore_volume(&reference, None)
+    })?;
+    if round.is_multiple_of(2) {
+        return step(&format!("destroy {volume}"), || {
+            engine.destroy_volume(&reference).map(drop)
+        });
+    }
+    step(&format!("delete {volume}"), || {
+        engine.delete_volume(&reference)
+    })?;
+    if volume.ends_with("imported") {
+        return Ok(());
+    }
+    step(&format!("empty {volume}"), || {
+        engine.destroy_trashed(&reference).map(drop)
+    })
 }
 
 fn import(engine: &Engine, volume: &str) -> Result<(), Box<dyn Error>> {

@@ -85,6 +85,10 @@ impl Engine {
 
     /// Makes the volume of a clone; returns how, and how many bytes were copied.
     pub(crate) fn fill_clone(&self, source: &Source<'_>, clone: &Volume) -> Result<(Way, u64)> {
+        self.with_room(&clone.pool, || self.try_to_fill_clone(source, clone))
+    }
+
+    fn try_to_fill_clone(&self, source: &Source<'_>, clone: &Volume) -> Result<(Way, u64)> {
         let volume = &source.volume;
         let pool = self.pool(&clone.pool)?;
         let mut copied = 0;

@@ -437,10 +437,15 @@ fn compare(
     let missing = whole.filter(|volume| !there.contains(&volume.id));
     odd.extend(missing.map(|volume| format!("{} ({}) is missing", volume.name, volume.id)));
     if odd.is_empty() {
-        return Check::ok(
-            POOL,
-            format!("{name}: {} volumes, {free} free", there.len()),
-        );
+        let trashed = |volume: &&&Volume| volume.lifecycle == Lifecycle::Trashed;
+        let in_trash = recorded.iter().filter(trashed).map(|volume| volume.id);
+        let trash = in_trash.filter(|id| there.contains(id)).count();
+        let volumes = there.len() - trash;
+        let found = match trash {
+            0 => format!("{name}: {volumes} volumes, {free} free"),
+            _ => format!("{name}: {volumes} volumes, {trash} in the trash, {free} free"),
+        };
+        return Check::ok(POOL, found);
     }
     let advice = format!("look into {}", pool.directory().display());
     Check::warning(POOL, format!("{name}: {}", odd.join("; ")), advice)

@@ -77,6 +77,7 @@ impl Engine {
         };
         engine.keep_reserve(&directory);
         engine.recover()?;
+        engine.relieve_data_dir();
         Ok(engine)
     }
 

@@ -144,6 +144,12 @@ pub enum Error {
         /// The names it fits.
         candidates: Vec<String>,
     },
+    /// Nothing in the trash is meant by that.
+    #[error("there is no volume {reference} in the trash")]
+    NotInTrash {
+        /// How it was referred to.
+        reference: String,
+    },
     /// The name belongs to another object of the kind, or is its ID.
     #[error("{kind} {name} already exists")]
     NameTaken {
@@ -151,6 +157,12 @@ pub enum Error {
         kind: Kind,
         /// The name.
         name: String,
+    },
+    /// The name of a volume that is to be restored belongs to another one by now.
+    #[error("cannot restore volume {volume}: another one has that name")]
+    NameGone {
+        /// The volume.
+        volume: VolumeName,
     },
     /// The volume is held by a machine.
     #[error("volume {volume} is attached to {machine}")]
@@ -596,8 +608,10 @@ pub enum Error {
         pool: PoolName,
         /// What was tried: `be removed`.
         action: &'static str,
-        /// What it holds: `volume pgdata`, `3 volumes`.
+        /// What it holds: `volume pgdata`, `3 volumes`, `2 volumes in the trash`.
         what: String,
+        /// Whether all of it is in the trash.
+        only_trash: bool,
     },
     /// An image could not be made, read or deleted.
     #[error("cannot {action} image {image}")]

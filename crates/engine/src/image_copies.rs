@@ -118,10 +118,12 @@ impl Engine {
             .stage(&format!("putting image {name} into pool {place}"));
         let made = description_of(&copy, image).and_then(|description| {
             let fail = |source| copy_error(&copy, "hold", source);
-            let mut draft = pool.draft(&description).map_err(fail)?;
-            let mut progress = |done, total| self.reporter.progress(done, total);
-            let _ = draft.fill_from(content, &mut progress).map_err(fail)?;
-            draft.commit().map_err(fail)
+            self.with_room(pool.name(), || {
+                let mut draft = pool.draft(&description).map_err(fail)?;
+                let mut progress = |done, total| self.reporter.progress(done, total);
+                let _ = draft.fill_from(content, &mut progress).map_err(fail)?;
+                draft.commit().map_err(fail)
+            })
         });
         self.reporter.stage_over();
         let recorded = made.and_then(|()| {
@@ -212,10 +214,12 @@ impl Engine {
             volume: copy.id,
             snapshot: None,
         };
-        let mut progress = |done, total| self.reporter.progress(done, total);
-        power
-            .clone_volume(origin, &description(root), &mut progress)
-            .map_err(|source| pool_error(root, "create", source))?;
+        self.with_room(&root.pool, || {
+            let mut progress = |done, total| self.reporter.progress(done, total);
+            power
+                .clone_volume(origin, &description(root), &mut progress)
+                .map_err(|source| pool_error(root, "create", source))
+        })?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! | [`history`] | what is known of a volume's past: pins |
 //! | [`care`] | checking, mending and trimming a volume, and what it takes |
 //! | [`moves`] | a volume goes to another pool |
+//! | [`trash`] | deleted volumes that can be restored, and the room that they give back |
 //! | [`exchange`] | a volume as a file of some format, and such a file as a volume |
 //! | [`pools`] | list, add, change, resize, remove |
 //! | [`machines`] | deploy, start, stop, attach, delete, and the monitor of a running machine |
@@ -55,6 +56,7 @@ pub mod settings;
 pub mod snapshots;
 mod sources;
 pub mod ssh_key;
+pub mod trash;
 pub mod volumes;
 
 pub use engine::Engine;

@@ -104,7 +104,7 @@ impl Engine {
         };
         passage.clear_the_place()?;
         self.reporter.stage(&format!("looking at {}", volume.name));
-        let room = passage.require_room();
+        let room = self.with_room(&to, || passage.require_room());
         self.reporter.stage_over();
         room?;
         let intent = self.catalogue.write(|session| {
@@ -119,7 +119,12 @@ impl Engine {
             volume: volume.id,
             from: volume.pool.clone(),
         };
-        let moved = self.carry(&passage).and_then(|copied| {
+        let carried = self.with_room(&to, || {
+            let carried = self.carry(&passage);
+            // What there is of it then would be in the way of another attempt.
+            carried.or_else(|error| remove_from(passage.to, volume).and(Err(error)))
+        });
+        let moved = carried.and_then(|copied| {
             let left = self.record_move(&passage, intent, &left)?;
             Ok((copied, left))
         });

@@ -6,19 +6,26 @@
 //! operation starts inherit its locks, so a writer that outlived its parent is waited for.
 
 use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet};
+use sistemo_model::Timestamp;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
 use crate::reporter::Notice;
 
 impl Engine {
-    /// Finishes or undoes what was cut short. What cannot be recovered now, because its pool is
-    /// not mounted for instance, is left for another time and keeps nobody from working.
+    /// Finishes or undoes what was cut short, and removes what has been in the trash for long
+    /// enough. What cannot be recovered now, because its pool is not mounted for instance, is
+    /// left for another time and keeps nobody from working.
     pub(crate) fn recover(&self) -> Result<()> {
-        self.recover_those(|_| true)
+        self.recover_those(|_| true)?;
+        let expired = self
+            .catalogue
+            .read(|session| session.expired_trash(Timestamp::now()))?;
+        self.discard_expired(&expired);
+        Ok(())
     }
 
-    /// As [`Engine::recover`], of some only.
+    /// Finishes or undoes some of what was cut short.
     pub(crate) fn recover_those(&self, which: impl Fn(&Intent) -> bool) -> Result<()> {
         let intents = self.catalogue.read(|session| session.intents())?;
         for (id, intent) in intents.into_iter().filter(|(_, intent)| which(intent)) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sistemo_model::{ImageName, MachineName, PoolName, VolumeName};
+use sistemo_model::{Bytes, ImageName, MachineName, PoolName, VolumeName};
 
 /// Listens to running operations. All of it is for people: nothing depends on being heard.
 pub trait Reporter: Send + Sync {
@@ -141,6 +141,15 @@ pub enum Notice {
         /// Its directory.
         directory: PathBuf,
     },
+    /// A deleted volume is gone for good, since the room that it took was needed.
+    TrashGivenBack {
+        /// The name it had.
+        volume: VolumeName,
+        /// Its pool.
+        pool: PoolName,
+        /// What it took there.
+        used: Bytes,
+    },
     /// Another free port was taken, since the machine's own SSH port is in use on the host.
     SshPortChanged {
         /// The machine.
@@ -242,6 +251,11 @@ impl fmt::Display for Notice {
                 f,
                 "pool {pool} is in memory: what {} holds is gone when this host restarts",
                 directory.display()
+            ),
+            Notice::TrashGivenBack { volume, pool, used } => write!(
+                f,
+                "pool {pool} was short of room: deleted volume {volume}, which took {used}, \
+                 cannot be restored any more"
             ),
             Notice::SshPortChanged { machine, port } => {
                 write!(f, "the SSH port of {machine} was in use; it is now {port}")

@@ -1,7 +1,8 @@
 //! Room kept for giving room back.
 //!
 //! On a full filesystem even a delete needs some: the catalogue writes down what is about to go. So a
-//! file of 1 MB stands in the data directory, and what gives room back may use its place.
+//! file of 1 MB stands in the data directory, and what gives room back may use its place. Where that
+//! is not enough, the trash on the same filesystem goes.
 
 use rustix::fs::{FallocateFlags, fallocate};
 use sistemo_host::directory::{Directory, Open};
@@ -37,6 +38,23 @@ impl Engine {
         {
             let given = directory.unlink(NAME);
             tracing::debug!(?given, "gave the reserve back");
+        }
+    }
+
+    /// Where the data directory's filesystem has no room for a reserve, gives the trash on it back
+    /// until there is.
+    pub(crate) fn relieve_data_dir(&self) {
+        let Some(free) = self.room().filter(|free| *free < PLENTY) else {
+            return;
+        };
+        if free >= SIZE && self.data_dir().join(NAME).exists() {
+            return;
+        }
+        let trash = self.trash_beside(self.data_dir(), None);
+        if !trash.is_empty() {
+            self.use_reserve_where_full();
+            let given = self.give_trash_back(&trash, self.data_dir(), &|| self.room(), PLENTY);
+            tracing::debug!(given, "gave back the trash beside the catalogue");
         }
     }
 

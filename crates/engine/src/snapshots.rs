@@ -9,7 +9,7 @@ use sistemo_model::{
 };
 use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Snapshot, Snapshots, Way};
 
-use crate::copying::{data_bytes, require_room};
+use crate::copying::data_bytes;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::holding::IdleVolume;
@@ -126,7 +126,7 @@ impl Engine {
             let content = pool.content(volume.id, Access::ReadOnly).map_err(fail)?;
             let needed = data_bytes(content.as_ref()).map_err(fail)?;
             let action = || format!("keep a snapshot of volume {}", volume.name);
-            require_room(pool.as_ref(), needed, action)?;
+            self.ensure_room(pool.as_ref(), needed, action)?;
         }
         let take = |disk: Option<&mut dyn LiveDisk>| {
             let mut progress = |done, total| self.reporter.progress(done, total);
@@ -136,7 +136,7 @@ impl Engine {
         };
         self.reporter
             .stage(&format!("keeping {} as {name}", volume.name));
-        let taken = match (&active, held.holder.as_ref()) {
+        let taken = self.with_room(&volume.pool, || match (&active, held.holder.as_ref()) {
             (Some(machine), Some(holder)) => {
                 let position = holder.attachment.position;
                 match (power.snapshot_cost(), power.live_copies()) {
@@ -153,7 +153,7 @@ impl Engine {
                 }
             }
             _ => take(None),
-        };
+        });
         self.reporter.stage_over();
         let way = taken?;
         Ok(Taken {
@@ -278,14 +278,16 @@ impl Engine {
             let content = power.snapshot_content(volume.id, &name).map_err(fail)?;
             let needed = data_bytes(content.as_ref()).map_err(fail)?;
             let action = || format!("revert volume {}", volume.name);
-            require_room(pool.as_ref(), needed, action)?;
+            self.ensure_room(pool.as_ref(), needed, action)?;
         }
         let intent = Intent::RevertVolume { volume: volume.id };
         let intent = self.catalogue.write(|session| session.begin(&intent))?;
         self.reporter
             .stage(&format!("reverting {} to {name}", volume.name));
-        let mut progress = |done, total| self.reporter.progress(done, total);
-        let outcome = power.revert(volume.id, &name, &mut progress).map_err(fail);
+        let outcome = self.with_room(&volume.pool, || {
+            let mut progress = |done, total| self.reporter.progress(done, total);
+            power.revert(volume.id, &name, &mut progress).map_err(fail)
+        });
         self.reporter.stage_over();
         // Settled whichever way it went: the pool tells which size the volume has.
         let settled = self.settle_revert(volume.id, intent);

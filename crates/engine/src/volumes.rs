@@ -11,15 +11,17 @@ use sistemo_host::lock::Lock;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{
     Access, Bytes, Filesystem, History, Lifecycle, MachineId, MachineName, PoolName, Reference,
-    Role, Timestamp, Volume, VolumeId, VolumeName,
+    Role, Timestamp, Trashed, Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Description, Flaw, Pool, PoolError};
 
+use crate::copying::require_room;
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::holding::IdleVolume;
 use crate::pools::expect_known;
 use crate::reporter::Notice;
+use crate::trash::Deleted;
 use crate::{filesystems, formatting};
 
 /// A volume to be made.
@@ -210,18 +212,22 @@ impl Engine {
     ) -> Result<()> {
         let pool = self.pool(&volume.pool)?;
         let fail = |source| pool_error(volume, "create", source);
-        let mut draft = pool.draft(&description(volume)).map_err(fail)?;
-        match content {
-            Content::Formatted => formatting::format(volume, pool.as_ref(), draft.as_mut(), lock)?,
-            Content::CopyOf(source) => {
-                draft
-                    .fill_from(source, &mut |done, total| {
-                        self.reporter.progress(done, total);
-                    })
-                    .map_err(fail)?;
+        self.with_room(&volume.pool, || {
+            let mut draft = pool.draft(&description(volume)).map_err(fail)?;
+            match content {
+                Content::Formatted => {
+                    formatting::format(volume, pool.as_ref(), draft.as_mut(), lock)?;
+                }
+                Content::CopyOf(source) => {
+                    draft
+                        .fill_from(source, &mut |done, total| {
+                            self.reporter.progress(done, total);
+                        })
+                        .map_err(fail)?;
+                }
             }
-        }
-        draft.commit().map_err(fail)
+            draft.commit().map_err(fail)
+        })
     }
 
     /// Removes what there is of a volume whose making failed or was cut short, and its record.
@@ -369,7 +375,7 @@ impl Engine {
         let fail = |source| pool_error(volume, "grow", source);
         self.refuse_damaged(volume.id)?;
         if what == Grow::DeviceAndFilesystem {
-            check_growable(volume, pool.as_ref(), to)?;
+            self.with_room(&volume.pool, || check_growable(volume, pool.as_ref(), to))?;
             self.with_ext4(&held, "check", filesystems::check)?;
         }
         if grows {
@@ -379,7 +385,7 @@ impl Engine {
                 to,
             };
             let intent = self.catalogue.write(|session| session.begin(&intent))?;
-            let outcome = pool.grow(volume.id, to).map_err(fail);
+            let outcome = self.with_room(&volume.pool, || pool.grow(volume.id, to).map_err(fail));
             // Settled whichever way it went: the file tells whether it has grown.
             let settled = self.settle_growth(volume.id, volume.size, to, intent);
             if let Err(error) = outcome {
@@ -500,34 +506,62 @@ impl Engine {
         Ok(view)
     }
 
-    /// Deletes a volume and all it holds; returns it as it was. After a crash in the middle the
-    /// next operation finishes it.
+    /// Deletes a volume, with its snapshots as one unit: it goes to the trash, where its pool
+    /// keeps one, and is destroyed elsewhere. After a crash in the middle it is there, or the next
+    /// operation finishes deleting it.
     ///
     /// # Errors
-    /// Where it is attached, a snapshot of it is pinned, or its pool cannot be used; then nothing
-    /// has changed.
-    pub fn delete_volume(&self, reference: &Reference) -> Result<VolumeView> {
+    /// As [`Engine::check_volume_deletable`]; then nothing has changed.
+    pub fn delete_volume(&self, reference: &Reference) -> Result<Deleted> {
         let view = self.check_volume_deletable(reference)?;
+        let trashed = self.trashed_now(&view.pool)?;
+        self.delete(&view, trashed)
+    }
+
+    /// Deletes a volume and all it holds for good; otherwise as [`Engine::delete_volume`].
+    ///
+    /// # Errors
+    /// As [`Engine::check_volume_deletable`]; then nothing has changed.
+    pub fn destroy_volume(&self, reference: &Reference) -> Result<Deleted> {
+        let view = self.check_volume_deletable(reference)?;
+        self.delete(&view, None)
+    }
+
+    fn delete(&self, view: &VolumeView, trashed: Option<Trashed>) -> Result<Deleted> {
         self.use_reserve_where_full();
-        let _held = self.hold_volumes(&[view.id])?;
+        let held = self.hold_volumes(&[view.id])?;
         // A snapshot may have been pinned before we had its lock.
         let view = self.check_volume_deletable(&Reference::from(view.id.to_string()))?;
         let (volume, intent) = self.catalogue.write(|session| {
             // It may have gone, or been attached, before we had its lock.
             let volume = session.find_volume(&Reference::from(view.id.to_string()))?;
             if let Some(holder) = session.holder_of(volume.id)? {
-                let machine = holder.machine_name;
                 return Err(Error::VolumeAttached {
                     volume: volume.name,
-                    machine,
+                    machine: holder.machine_name,
                 });
             }
-            session.set_volume_lifecycle(volume.id, Lifecycle::Deleting)?;
-            let intent = session.begin(&Intent::DeleteVolume { volume: volume.id })?;
+            let intent = if let Some(trashed) = trashed {
+                session.trash_volume(volume.id, trashed)?;
+                Intent::DescribeVolume { volume: volume.id }
+            } else {
+                session.set_volume_lifecycle(volume.id, Lifecycle::Deleting)?;
+                Intent::DeleteVolume { volume: volume.id }
+            };
+            let intent = session.begin(&intent)?;
             Ok((volume, intent))
         })?;
-        self.forget_volume(&volume, intent)?;
-        Ok(view)
+        if trashed.is_none() {
+            self.forget_volume(&volume, intent)?;
+        } else {
+            self.settle_trashed(volume.id, intent);
+        }
+        drop(held);
+        let restorable_until = self.restorable_now(view.id, trashed)?;
+        Ok(Deleted {
+            volume: view,
+            restorable_until,
+        })
     }
 
     /// Refuses to work on a volume whose file is missing or damaged. The caller has its lock.
@@ -568,15 +602,9 @@ impl Engine {
 /// Makes sure that the filesystem on a volume can be grown from outside.
 fn check_growable(volume: &Volume, pool: &dyn Pool, to: Bytes) -> Result<()> {
     let growth = to.get().saturating_sub(volume.size.get());
-    let needed = filesystems::room_to_grow(growth);
-    let usage = pool
-        .usage()
-        .map_err(|source| pool_error(volume, "grow", source))?;
-    if usage.free < needed {
-        // Out of room in its midst, resize2fs would leave a filesystem that needs mending.
-        let (volume, reason) = (volume.name.clone(), "its pool has too little free space");
-        return Err(Error::FilesystemNotGrowable { volume, reason });
-    }
+    // Out of room in its midst, resize2fs would leave a filesystem that needs mending.
+    let action = || format!("grow the filesystem of volume {}", volume.name);
+    require_room(pool, filesystems::room_to_grow(growth), action)?;
     let fail = |source| pool_error(volume, "read", source);
     let content = pool.content(volume.id, Access::ReadOnly).map_err(fail)?;
     let mut superblock = [0; filesystems::SUPERBLOCK_LENGTH];

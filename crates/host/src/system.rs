@@ -80,6 +80,16 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
+/// Lets the filesystem that holds `path` write down what it has put off, so that what was removed
+/// from it counts among its free space: on btrfs it does not before that.
+///
+/// # Errors
+/// Where the path cannot be opened, and what syncfs(2) says.
+pub fn settle_space(path: &Path) -> io::Result<()> {
+    let file = std::fs::File::open(path)?;
+    Ok(rustix::fs::syncfs(&file)?)
+}
+
 /// Whether what is written to `path` is gone with the next boot: it is on a tmpfs or ramfs.
 ///
 /// # Errors

@@ -38,8 +38,13 @@ DROP TABLE volumes;
 ALTER TABLE volumes_rebuilt RENAME TO volumes;
 ALTER TABLE attachments_rebuilt RENAME TO attachments;
 
--- What is in the trash gives its name to whoever wants it.
-CREATE UNIQUE INDEX volumes_by_name ON volumes (name) WHERE lifecycle <> 'trashed';
+-- What is in the trash, or on its way out, gives its name to whoever wants it.
+CREATE UNIQUE INDEX volumes_by_name ON volumes (name)
+WHERE lifecycle <> 'trashed' AND lifecycle <> 'deleting';
+
+-- Every command looks whether something in there has had its time.
+CREATE INDEX volumes_in_trash ON volumes (history ->> '$.trashed.until')
+WHERE lifecycle = 'trashed';
 
 -- The volume that a disposable root volume is cloned from at each start.
 ALTER TABLE machines ADD COLUMN template TEXT CHECK (length(template) = 36);

@@ -123,6 +123,76 @@ fn what_is_in_the_trash_gives_its_name_away_and_gets_it_back_while_it_is_free() 
 }
 
 #[test]
+fn what_is_in_the_trash_is_found_there_as_others_are_among_their_like() {
+    let home = Home::new();
+    let id = home.add_volume("pgdata");
+    let find = |text: &str| {
+        let reference = Reference::from(text);
+        let found = home.catalogue.read(|s| s.find_trashed_volume(&reference));
+        found.map(|volume| volume.id)
+    };
+    let gone = find("pgdata").unwrap_err();
+    assert!(matches!(gone, CatalogError::NotFound { .. }), "{gone}");
+
+    home.write(|tx| tx.trash_volume(id, until("2026-01-02T00:00:00Z")));
+    for text in ["pgdata", &id.to_string(), &id.to_string()[..8]] {
+        assert_eq!(find(text).unwrap(), id, "{text}");
+    }
+    // Two of one name can only be told apart by their IDs.
+    let other = home.add_volume("pgdata");
+    home.write(|tx| tx.trash_volume(other, until("2026-01-03T00:00:00Z")));
+    let error = find("pgdata").unwrap_err();
+    let CatalogError::Ambiguous { candidates, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(candidates.len(), 2);
+    assert_eq!(find(&other.to_string()).unwrap(), other);
+
+    home.write(|tx| tx.restore_volume(other, &"pgdata-2".parse().unwrap()));
+    let restored = home.read(|s| s.find_volume(&Reference::from("pgdata-2")));
+    assert_eq!((restored.id, restored.history.trashed), (other, None));
+    let left: Vec<_> = home.read(|s| s.trash()).iter().map(|v| v.id).collect();
+    assert_eq!(left, [id]);
+}
+
+#[test]
+fn what_is_in_the_trash_goes_though_another_has_its_name() {
+    let home = Home::new();
+    let id = home.add_volume("pgdata");
+    home.write(|tx| tx.trash_volume(id, until("2026-01-02T00:00:00Z")));
+    let other = home.add_volume("pgdata");
+    home.write(|tx| tx.set_volume_lifecycle(id, Lifecycle::Deleting));
+    home.write(|tx| tx.delete_volume(id));
+    assert_eq!(home.read(|s| s.all_volumes()).len(), 1);
+    let error = home.refused(|tx| tx.trash_volume(id, until("2026-01-02T00:00:00Z")));
+    assert!(matches!(error, CatalogError::NotFound { .. }), "{error}");
+    home.read(|s| s.volume(other));
+}
+
+#[test]
+fn trash_is_due_when_its_time_is_over() {
+    let home = Home::new();
+    let (first, second) = (home.add_volume("first"), home.add_volume("second"));
+    home.add_volume("third");
+    home.write(|tx| tx.trash_volume(second, until("2026-01-03T00:00:00Z")));
+    home.write(|tx| tx.trash_volume(first, until("2026-01-02T00:00:00Z")));
+    let due = |now: &str| {
+        let due = home.read(|s| s.expired_trash(now.parse().unwrap()));
+        due.iter().map(|volume| volume.id).collect::<Vec<_>>()
+    };
+    assert_eq!(due("2026-01-01T23:59:59.9Z"), []);
+    assert_eq!(due("2026-01-02T00:00:00Z"), [first]);
+    assert_eq!(due("2026-01-03T00:00:01Z"), [first, second]);
+}
+
+fn until(time: &str) -> Trashed {
+    Trashed {
+        at: long_ago(),
+        until: time.parse().unwrap(),
+    }
+}
+
+#[test]
 fn a_name_equal_to_the_id_of_another_is_refused_and_the_other_way_round() {
     let home = Home::new();
     let id = home.add_volume("pgdata");

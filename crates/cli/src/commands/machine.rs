@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anstyle::Style;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use sistemo::causes;
 use sistemo::machines::{MachineView, StopRequest, Storage, Wait};
-use sistemo::model::{Access, Bytes, MachineName, Reference};
+use sistemo::model::{Access, Bytes, MachineName, Reference, Timestamp};
 use sistemo::{Changed, Engine, Error, Kind};
 
-use super::volume::with_snapshots;
+use super::volume::{restorable, with_snapshots};
 use crate::arguments::{reference, value};
 use crate::confirmation::Beforehand;
 use crate::failure::Failure;
@@ -96,7 +97,8 @@ Examples:
     /// Delete machines; volumes that deploy did not make stay
     ///
     /// A running machine is stopped first. The root volume goes with the machine where deploy
-    /// made it, unless --preserve-storage is given; all other volumes always stay.
+    /// made it, unless --preserve-storage is given: to the trash, as long as its pool keeps one.
+    /// All other volumes always stay.
     #[command(
         visible_alias = "rm",
         after_help = "\
@@ -311,8 +313,20 @@ pub(crate) struct Delete {
     /// Keep the root volume too; nothing is lost, so nothing is asked
     #[arg(long)]
     preserve_storage: bool,
+    /// Destroy the root volume at once, instead of moving it to the trash
+    #[arg(long, conflicts_with = "preserve_storage")]
+    purge: bool,
     #[command(flatten)]
     beforehand: Beforehand,
+}
+
+/// What programs are told of a machine that was deleted.
+#[derive(Debug, Serialize)]
+struct Deleted {
+    #[serde(flatten)]
+    machine: MachineView,
+    /// Until when the root volume that went with it can be restored.
+    restorable_until: Option<Timestamp>,
 }
 
 impl Command {
@@ -441,11 +455,13 @@ impl Delete {
     fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
         let storage = if self.preserve_storage {
             Storage::Preserve
+        } else if self.purge {
+            Storage::DestroyRoot
         } else {
             Storage::RemoveRoot
         };
         let mut seen = HashSet::new();
-        let mut lost = Vec::new();
+        let (mut lost, mut until) = (Vec::new(), Vec::new());
         // By ID from here on: a name may belong to something else when the answer comes.
         let mut confirmed = Vec::new();
         for reference in &self.machines {
@@ -461,22 +477,29 @@ impl Delete {
             if let Some(root) = deletion.removes {
                 let root = with_snapshots(engine, &root);
                 lost.push(format!("machine {name} and its root volume {root}"));
+                // The machine itself does not come back.
+                until.push(deletion.restorable_until);
             }
         }
-        self.beforehand.confirm(&lost)?;
+        self.beforehand.confirm_roots(&lost, &until)?;
         let mut deleted = Vec::new();
         let outcome = confirmed.iter().try_for_each(|reference| {
             let deletion = engine.delete_machine(reference, storage)?;
             let mut told = format!("deleted machine {}", deletion.machine.name);
             if let Some(root) = &deletion.removes {
-                told = format!("{told} and its root volume {}", root.name);
+                let until = deletion.restorable_until;
+                let restorable = restorable(&root.name, until);
+                told = format!("{told} and its root volume {}{restorable}", root.name);
             }
             if !deletion.keeps.is_empty() {
                 let kept: Vec<_> = deletion.keeps.iter().map(ToString::to_string).collect();
                 told = format!("{told}; kept {}", kept.join(", "));
             }
             session.output.note(&told);
-            deleted.push(deletion.machine);
+            deleted.push(Deleted {
+                machine: deletion.machine,
+                restorable_until: deletion.restorable_until,
+            });
             Ok(())
         });
         // What is gone is told also where a later one could not be deleted.

@@ -242,6 +242,9 @@ impl Described for PoolView {
         details.maybe("Used", space(self.used_bytes));
         details.maybe("Free", space(self.free_bytes));
         details.line("Volumes", self.volumes);
+        if self.trash > 0 {
+            details.line("In the trash", self.trash);
+        }
         details.line("Provisioned", Bytes::new(self.provisioned_bytes));
         if self.images > 0 {
             details.line("Images", self.images);
@@ -328,6 +331,7 @@ mod tests {
             free_bytes: None,
             provisioned_bytes: 0,
             volumes: 0,
+            trash: 0,
             images: 0,
             clones: None,
             snapshots: None,

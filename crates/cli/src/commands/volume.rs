@@ -5,6 +5,7 @@ mod clone;
 mod exchange;
 mod moves;
 mod snapshot;
+mod trash;
 
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 use anstyle::Style;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use sistemo::model::{Bytes, Filesystem, PoolName, Reference, VolumeName};
+use sistemo::model::{Bytes, Filesystem, PoolName, Reference, Timestamp, VolumeName};
 use sistemo::snapshots::VolumeDetails;
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus, VolumeView};
 use sistemo::{Engine, Kind};
@@ -77,15 +78,21 @@ Example:
     },
     /// Delete volumes and all that is on them
     ///
-    /// Either all of them can be deleted, or none is. A volume that a machine holds cannot.
+    /// Each goes to the trash with its snapshots, as long as its pool keeps one, and can be
+    /// restored from there. Either all of them can be deleted, or none is. A volume that a machine
+    /// holds cannot, nor one with a pinned snapshot.
     #[command(
         visible_alias = "rm",
         after_help = "\
 Examples:
   sistemo volume delete pgdata
-  sistemo volume delete scratch1 scratch2 -y"
+  sistemo volume delete scratch1 scratch2 -y
+  sistemo volume delete secrets --purge"
     )]
     Delete(Delete),
+    /// Restore deleted volumes, or destroy them
+    #[command(subcommand, arg_required_else_help = true)]
+    Trash(trash::Command),
     /// Make a volume that holds what another does
     ///
     /// Each then goes its own way. Where the pool can share what they have in common, a clone takes
@@ -209,6 +216,9 @@ pub(crate) struct Delete {
     /// The volumes' names or IDs
     #[arg(value_name = "VOLUME", value_parser = reference, required = true)]
     volumes: Vec<Reference>,
+    /// Destroy them at once, instead of moving them to the trash
+    #[arg(long)]
+    purge: bool,
     #[command(flatten)]
     beforehand: Beforehand,
 }
@@ -246,6 +256,7 @@ impl Command {
             Command::Resize(resize) => resize.run(&engine, session),
             Command::Rename { volume, name } => output.one(&engine.rename_volume(&volume, name)?),
             Command::Delete(delete) => delete.run(&engine, session),
+            Command::Trash(command) => command.run(&engine, session),
             Command::Clone(clone) => clone.run(&engine, session),
             Command::Move(moves) => moves.run(&engine, session),
             Command::Snapshot(command) => command.run(&engine, session),
@@ -281,7 +292,7 @@ impl Resize {
 impl Delete {
     fn run(self, engine: &Engine, session: &Session) -> Result<(), Failure> {
         let mut seen = HashSet::new();
-        let mut lost = Vec::new();
+        let (mut lost, mut until) = (Vec::new(), Vec::new());
         // By ID from here on: a name may belong to something else when the answer comes.
         let mut confirmed = Vec::new();
         for reference in &self.volumes {
@@ -294,21 +305,39 @@ impl Delete {
             }
             confirmed.push(Reference::from(volume.id.to_string()));
             lost.push(format!("volume {}", with_snapshots(engine, &volume)));
+            until.push(if self.purge {
+                None
+            } else {
+                engine.restorable_until(&volume.pool)?
+            });
         }
-        self.beforehand.confirm(&lost)?;
+        self.beforehand.confirm_restorable(&lost, &until)?;
         let mut deleted = Vec::new();
         let outcome = confirmed.iter().try_for_each(|reference| {
-            let volume = engine.delete_volume(reference)?;
-            session
-                .output
-                .note(&format!("deleted volume {}", volume.name));
-            deleted.push(volume);
+            let gone = if self.purge {
+                engine.destroy_volume(reference)?
+            } else {
+                engine.delete_volume(reference)?
+            };
+            let name = &gone.volume.name;
+            session.output.note(&format!(
+                "deleted volume {name}{}",
+                restorable(name, gone.restorable_until)
+            ));
+            deleted.push(gone);
             Ok(())
         });
         // What is gone is told also where a later one could not be deleted.
         session.output.deleted(&deleted)?;
         outcome
     }
+}
+
+/// How a deleted volume comes back, where it can.
+pub(super) fn restorable(name: &VolumeName, until: Option<Timestamp>) -> String {
+    until.map_or_else(String::new, |until| {
+        format!("; until {until:.0} `sistemo volume trash restore {name}` brings it back")
+    })
 }
 
 /// A volume that would be lost, with its size and how many snapshots go with it.

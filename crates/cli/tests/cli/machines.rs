@@ -44,12 +44,19 @@ fn a_root_volume_that_deploy_made_goes_and_everything_else_stays() {
     environment.ok("machine volume attach db1 pgdata");
     let ran = environment.ok("machine delete db1 -y");
     assert_eq!(ran.stdout, "");
-    assert_eq!(
-        ran.stderr,
-        "deleted machine db1 and its root volume db1-root; kept pgdata\n"
+    let (told, kept) = (
+        "deleted machine db1 and its root volume db1-root; until ",
+        "; kept pgdata\n",
+    );
+    assert!(
+        ran.stderr.starts_with(told) && ran.stderr.ends_with(kept),
+        "{}",
+        ran.stderr
     );
     assert_eq!(environment.volumes(), [("pgdata".to_owned(), 16 << 20)]);
-    assert_eq!(environment.disks(), 1);
+    assert_eq!(environment.disks(), 2, "one of them in the trash");
+    environment.ok("volume trash restore db1-root");
+    environment.ok("machine deploy --volume db1-root --name db1 --no-start");
 }
 
 #[test]

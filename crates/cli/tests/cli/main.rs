@@ -20,4 +20,5 @@ mod manners;
 mod pools;
 mod running;
 mod snapshots;
+mod trash;
 mod volumes;

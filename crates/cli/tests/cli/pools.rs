@@ -26,6 +26,8 @@ fn the_life_of_a_pool() {
         "pool set foo dir_path=/no/such/place",
         "volume delete data -y",
         "pool rm foo",
+        "volume trash empty -P foo -y",
+        "pool rm foo",
         "pool show foo",
     ]);
     let conf = fs::read_to_string(environment.data_dir().join("storage.conf")).unwrap();
@@ -69,6 +71,7 @@ fn a_pool_as_json_has_every_documented_field() {
         "free_bytes",
         "provisioned_bytes",
         "volumes",
+        "trash",
         "images",
         "clones",
         "snapshots",
@@ -82,11 +85,11 @@ fn a_pool_as_json_has_every_documented_field() {
         let told = pool.get(field).unwrap_or_else(|| panic!("{field}"));
         assert!(!told.is_null() || may_be_null.contains(&field), "{field}");
     }
-    assert_eq!(pool.as_object().unwrap().len(), 18);
+    assert_eq!(pool.as_object().unwrap().len(), 19);
     assert_eq!(pool["options"]["dir_path"], pool["path"]);
     let shown = environment.ok("pool show default -o json").json();
     assert_eq!(shown["path"], pool["path"]);
-    assert_eq!(shown.as_object().unwrap().len(), 18);
+    assert_eq!(shown.as_object().unwrap().len(), 19);
     let drivers = environment.ok("pool drivers -o json").json();
     assert_eq!(drivers[0]["name"], "file");
     assert_eq!(drivers[0]["options"][0]["required"], true);

@@ -94,7 +94,7 @@ fn a_delete_says_how_many_snapshots_go_with_it() {
     environment.ok("machine delete db1 --preserve-storage");
     let refused = "volume db1-root (64 MB) with its 2 snapshots would be deleted";
     environment.refused(1, "volume delete db1-root", refused);
-    environment.ok("volume delete db1-root -y");
+    environment.ok("volume delete db1-root -y --purge");
     assert_eq!(environment.volume_files(), [""; 0]);
 }
 

@@ -17,7 +17,9 @@ fn the_life_of_a_volume() {
         "volume resize pgdata 10GB",
         "volume resize pgdata 11GB --grow-fs",
         "volume rename pgdata postgres",
-        "volume rm postgres media -y",
+        "volume rm postgres -y",
+        "volume rm media --purge -y",
+        "volume trash empty -y",
         "volume list -q",
     ]);
     environment.assert_snapshot("the_life_of_a_volume", &scene);
@@ -219,7 +221,7 @@ fn a_delete_asks_on_a_terminal_and_takes_no_for_an_answer() {
     for answer in ["n\n", "\n"] {
         let (status, shown) = on_a_terminal(&environment, "volume delete pgdata", answer);
         assert!(
-            shown.contains("Delete volume pgdata (5 GB)? [y/N] "),
+            shown.contains("Delete volume pgdata (5 GB)? It can be restored until 2"),
             "{shown}"
         );
         assert!(
@@ -229,9 +231,10 @@ fn a_delete_asks_on_a_terminal_and_takes_no_for_an_answer() {
         assert_eq!(status, 1);
         assert_eq!(environment.volumes().len(), 1);
     }
-    let (status, shown) = on_a_terminal(&environment, "volume delete pgdata -o json", "y\n");
+    let line = "volume delete pgdata --purge -o json";
+    let (status, shown) = on_a_terminal(&environment, line, "y\n");
     assert!(
-        shown.contains("Delete volume pgdata (5 GB)? [y/N] "),
+        shown.contains("Delete volume pgdata (5 GB)? It cannot be restored. [y/N] "),
         "{shown}"
     );
     assert_eq!(status, 0);

@@ -85,7 +85,7 @@ fn the_documented_workflow_runs_on_a_real_guest() {
         "{said}"
     );
     assert_eq!(sistemo.status("twin")["status"], "stopped");
-    sistemo.run("machine delete twin -y");
+    sistemo.run("machine delete twin -y --purge");
 
     sees_its_devices_in_order(&sistemo);
     has_its_own_identity(&sistemo);
@@ -143,7 +143,7 @@ fn the_documented_workflow_runs_on_a_real_guest() {
         sistemo.wait_for_status("db2", "stopped")["stopped_how"],
         "clean"
     );
-    sistemo.run("machine delete db2 -y");
+    sistemo.run("machine delete db2 -y --purge");
     assert_eq!(sistemo.json("volume show pgdata")["status"], "available");
     sistemo.refused("volume show db2-root");
 

@@ -97,9 +97,9 @@ pub(crate) fn lives_in_pools_of_several_drivers(sistemo: &Sistemo) {
         .unwrap();
     assert!(used < 1 << 20, "{used}");
     for machine in ["many", "other", "second"] {
-        sistemo.run(&format!("machine delete {machine} -y"));
+        sistemo.run(&format!("machine delete {machine} -y --purge"));
     }
-    sistemo.run("volume delete -y records other-records other-root");
+    sistemo.run("volume delete -y --purge records other-records other-root");
     sistemo.run("pool remove layers");
     sistemo.run("pool remove subvolumes");
 }

@@ -18,7 +18,7 @@ use sistemo_pools::{Draft, Pool};
 
 use super::Checksum;
 use super::checksum::{self, Sum};
-use crate::copying::{require_room, write_sparsely};
+use crate::copying::write_sparsely;
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::volumes::{VolumeView, description, held_lock, pool_error};
@@ -148,17 +148,19 @@ impl Engine {
             // On one filesystem it may be shared and take no room at all.
             let data = sparse::data_extents(&file).map_err(fail)?;
             let needed = data.iter().map(|extent| extent.length).sum();
-            require_room(pool.as_ref(), needed, || new.importing())?;
+            self.ensure_room(pool.as_ref(), needed, || new.importing())?;
         }
         let size = size_for(meta.len());
         self.import(new, ImageFormat::Raw, pool_name, size, |volume, pool, _| {
             let fail = |source| pool_error(volume, "create", source);
-            let mut progress = |done, total| self.reporter.progress(done, total);
-            let mut draft = pool.draft(&description(volume)).map_err(fail)?;
-            let _ = draft.fill_from(&file, &mut progress).map_err(fail)?;
-            let sum = self.sum_of_draft(new, volume, draft.as_mut(), meta.len())?;
-            draft.commit().map_err(fail)?;
-            Ok((volume.size, sum))
+            self.with_room(&volume.pool, || {
+                let mut progress = |done, total| self.reporter.progress(done, total);
+                let mut draft = pool.draft(&description(volume)).map_err(fail)?;
+                let _ = draft.fill_from(&file, &mut progress).map_err(fail)?;
+                let sum = self.sum_of_draft(new, volume, draft.as_mut(), meta.len())?;
+                draft.commit().map_err(fail)?;
+                Ok((volume.size, sum))
+            })
         })
     }
 
@@ -175,9 +177,9 @@ impl Engine {
         let pool_name = self.pool_for(new.pool.as_ref())?;
         let pool = self.pool(&pool_name)?;
         let needed = disk.data_bytes().map_err(refused)?;
-        require_room(pool.as_ref(), needed, || new.importing())?;
+        self.ensure_room(pool.as_ref(), needed, || new.importing())?;
         let (format, size) = (disk.format(), size_for(disk.size()));
-        self.import(new, format, pool_name, size, |volume, pool, lock| {
+        let fill = |volume: &Volume, pool: &dyn Pool, lock: &Lock| {
             let fail = |source| pool_error(volume, "create", source);
             let mut progress = |done, total| self.reporter.progress(done, total);
             let mut draft = pool.draft(&description(volume)).map_err(fail)?;
@@ -204,6 +206,9 @@ impl Engine {
             let sum = self.sum_of_draft(new, volume, draft.as_mut(), disk.size())?;
             draft.commit().map_err(fail)?;
             Ok((volume.size, sum))
+        };
+        self.import(new, format, pool_name, size, |volume, pool, lock| {
+            self.with_room(&volume.pool, || fill(volume, pool, lock))
         })
     }
 
@@ -241,20 +246,23 @@ impl Engine {
             first,
             |volume, pool, _| {
                 let fail = |source| pool_error(volume, "create", source);
-                let draft = pool.draft(&description(volume)).map_err(fail)?;
-                draft.commit().map_err(fail)?;
+                self.with_room(&volume.pool, || {
+                    let draft = pool.draft(&description(volume)).map_err(fail)?;
+                    draft.commit().map_err(fail)
+                })?;
                 let mut sum = new.checksum.is_wanted().then(Sum::new);
                 let (mut at, mut size) = (0, volume.size);
                 while !step.is_empty() {
                     let end = at + step.len() as u64;
-                    if end > size.get() {
-                        size = size_for(end);
+                    size = size.max(size_for(end));
+                    // A stream is read once; what was read of it may be written again.
+                    self.with_room(&volume.pool, || {
                         let _ = pool.grow(volume.id, size).map_err(fail)?;
-                    }
-                    let opened = pool.content(volume.id, Access::ReadWrite);
-                    let mut content = opened.map_err(fail)?;
-                    write_sparsely(content.as_mut(), &step, at).map_err(fail)?;
-                    content.flush().map_err(fail)?;
+                        let opened = pool.content(volume.id, Access::ReadWrite);
+                        let mut content = opened.map_err(fail)?;
+                        write_sparsely(content.as_mut(), &step, at).map_err(fail)?;
+                        content.flush().map_err(fail)
+                    })?;
                     if let Some(sum) = &mut sum {
                         sum.add(&step);
                     }

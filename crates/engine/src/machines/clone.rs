@@ -16,7 +16,6 @@ use super::deploy::StartMode;
 use super::ports::{check_distinct, check_free, free_port};
 use super::{MachineView, require_ready};
 use crate::clones::room_for_clone;
-use crate::copying::require_room;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::pools::expect_known;
@@ -239,7 +238,7 @@ impl Engine {
         }
         needed.into_iter().try_for_each(|(pool, needed)| {
             let action = || format!("clone machine {}", machine.name);
-            require_room(self.pool(pool)?.as_ref(), needed, action)
+            self.ensure_room(self.pool(pool)?.as_ref(), needed, action)
         })
     }
 

@@ -1,10 +1,11 @@
 //! Deleting machines. Data volumes always stay; so does a root volume that deploy did not make.
+//! One that it made goes to the trash.
 
 use std::io;
 
 use sistemo_catalog::{Intent, IntentId, Lockable};
 use sistemo_host::directory::FileError;
-use sistemo_model::{Lifecycle, MachineId, Reference, VolumeId, VolumeName};
+use sistemo_model::{Lifecycle, MachineId, Reference, Timestamp, VolumeId, VolumeName};
 
 use super::{MachineView, StopRequest};
 use crate::engine::Engine;
@@ -16,8 +17,10 @@ use crate::volumes::{VolumeView, pool_error};
 pub enum Storage {
     /// It stays, available, and can be booted again.
     Preserve,
-    /// It goes with its machine.
+    /// It goes with its machine: to the trash, where its pool keeps one.
     RemoveRoot,
+    /// It goes with its machine, for good.
+    DestroyRoot,
 }
 
 /// What deleting a machine does, or did.
@@ -25,8 +28,10 @@ pub enum Storage {
 pub struct Deletion {
     /// The machine.
     pub machine: MachineView,
-    /// The root volume that is lost with it.
+    /// The root volume that goes with it.
     pub removes: Option<VolumeView>,
+    /// Until when that can be restored, unless its pool needs the room; `None` where it cannot.
+    pub restorable_until: Option<Timestamp>,
     /// The volumes that stay.
     pub keeps: Vec<VolumeName>,
 }
@@ -43,10 +48,14 @@ impl Engine {
             .read(|session| session.attachments_of(machine.id))?
             .into_iter()
             .next()
-            .filter(|_| machine.owns_root && storage == Storage::RemoveRoot);
+            .filter(|_| machine.owns_root && storage != Storage::Preserve);
         let removes = root
             .map(|root| self.volume(&Reference::from(root.volume.to_string())))
             .transpose()?;
+        let restorable_until = match &removes {
+            Some(root) if storage == Storage::RemoveRoot => self.restorable_until(&root.pool)?,
+            _ => None,
+        };
         let machine = self.view_machine(machine.id)?;
         let keeps = machine
             .volumes
@@ -57,6 +66,7 @@ impl Engine {
         Ok(Deletion {
             machine,
             removes,
+            restorable_until,
             keeps,
         })
     }
@@ -65,13 +75,13 @@ impl Engine {
     /// leaves it stopped and whole, or the next operation finishes it.
     ///
     /// # Errors
-    /// Where it cannot be stopped, or the pool of the root volume that goes with it cannot be
-    /// used; then nothing else has changed.
+    /// Where it cannot be stopped, a snapshot of the root volume that goes with it is pinned, or
+    /// that volume's pool cannot be used; then nothing else has changed.
     pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
         let found = Reference::from(machine.id.to_string());
         if let Some(root) = self.deletion(&found, storage)?.removes {
-            self.require_pool(&root.pool)?;
+            self.require_removable(&root)?;
         }
         self.use_reserve_where_full();
         let timeout = self.settings.stop_timeout.value;
@@ -82,29 +92,58 @@ impl Engine {
             .iter()
             .map(|attachment| attachment.volume)
             .collect();
-        let _held = self.hold(Some(machine.id), &volumes)?;
+        let held = self.hold(Some(machine.id), &volumes)?;
         self.require_stopped(machine.id, || "delete it".to_owned())?;
-        let deletion = self.deletion(&found, storage)?;
+        let mut deletion = self.deletion(&found, storage)?;
+        let mut trashed = None;
         if let Some(root) = &deletion.removes {
-            self.require_pool(&root.pool)?;
+            self.require_removable(root)?;
+            if storage == Storage::RemoveRoot {
+                trashed = self.trashed_now(&root.pool)?;
+            }
         }
         let root = deletion.removes.as_ref().map(|root| root.id);
-        let intent = self.catalogue.write(|session| {
+        // What goes to the trash is not the machine's to remove any more.
+        let lost = root.filter(|_| trashed.is_none());
+        let (intent, to_trash) = self.catalogue.write(|session| {
             for attachment in session.attachments_of(machine.id)? {
                 session.detach(machine.id, attachment.volume)?;
             }
             session.set_machine_lifecycle(machine.id, Lifecycle::Deleting)?;
-            if let Some(root) = root {
+            if let Some(root) = lost {
                 session.set_volume_lifecycle(root, Lifecycle::Deleting)?;
+            }
+            let mut to_trash = None;
+            if let (Some(root), Some(trashed)) = (root, trashed) {
+                session.trash_volume(root, trashed)?;
+                to_trash = Some((
+                    root,
+                    session.begin(&Intent::DescribeVolume { volume: root })?,
+                ));
             }
             let intent = Intent::DeleteMachine {
                 machine: machine.id,
-                root,
+                root: lost,
             };
-            Ok::<_, Error>(session.begin(&intent)?)
+            Ok::<_, Error>((session.begin(&intent)?, to_trash))
         })?;
-        self.forget_machine(machine.id, root.as_slice(), intent)?;
+        if let Some((root, intent)) = to_trash {
+            self.settle_trashed(root, intent);
+        }
+        self.forget_machine(machine.id, lost.as_slice(), intent)?;
+        drop(held);
+        deletion.restorable_until = match root {
+            Some(root) => self.restorable_now(root, trashed)?,
+            None => None,
+        };
         Ok(deletion)
+    }
+
+    /// Makes sure that a root volume may go with its machine.
+    fn require_removable(&self, root: &VolumeView) -> Result<()> {
+        self.require_pool(&root.pool)?;
+        let root = self.catalogue.read(|session| session.volume(root.id))?;
+        self.require_no_pins(&root)
     }
 
     /// Removes what there is of a machine, and of the volumes that go with it. Each step may have

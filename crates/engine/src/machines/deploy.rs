@@ -213,7 +213,7 @@ impl Engine {
         let reference = Reference::from(machine.id.to_string());
         let _ = self.stop_machine(&reference, StopRequest::Forced)?;
         let storage = if made_root {
-            Storage::RemoveRoot
+            Storage::DestroyRoot
         } else {
             Storage::Preserve
         };
@@ -481,7 +481,9 @@ pub(super) fn taken(
         return Ok(Some((Kind::Machine, text.to_owned())));
     }
     let root = name.root_volume();
-    let volume = |other: &Volume| other.name == root;
+    let has_its_name =
+        |other: &Volume| matches!(other.lifecycle, Lifecycle::Creating | Lifecycle::Ready);
+    let volume = |other: &Volume| other.name == root && has_its_name(other);
     if makes_root && session.all_volumes()?.iter().any(volume) {
         return Ok(Some((Kind::Volume, root.to_string())));
     }

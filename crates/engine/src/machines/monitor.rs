@@ -4,6 +4,7 @@
 //! end and records how it ended. Where it is killed, the VMM runs on, and the next command that
 //! looks at the machine starts another monitor, or records the end itself.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_host::process::Ending;
 use sistemo_images::{GuestIdentity, command_line};
 use sistemo_model::{
-    Access, Exposure, Machine, MachineId, MachineState, StopHow, Timestamp, Volume,
+    Access, Exposure, Machine, MachineId, MachineState, PauseCause, PoolName, StopHow, Timestamp,
+    Volume,
 };
 use sistemo_vmm::{
     BootSource, Credential, Disk, DiskSerial, MachineSpec, Network, RunStatus, Started, VmmError,
@@ -316,6 +318,37 @@ impl Engine {
         if let Err(error) = self.advance(id, next) {
             tracing::error!(%error, "cannot record the machine's state");
         }
+        if next == MachineState::Paused(PauseCause::DiskFull)
+            && let Err(error) = self.make_room_and_resume(id)
+        {
+            tracing::warn!(error = %causes(&error).join(": "), "cannot let the machine run on");
+        }
+    }
+
+    /// Gives a machine that is held at a full disk the room of what is in the trash there, and
+    /// lets it run on. Where there is none it stays held, and is looked at again with the next
+    /// status; so it is while somebody else works on it.
+    fn make_room_and_resume(&self, id: MachineId) -> Result<()> {
+        let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
+            return Ok(());
+        };
+        let (machine, pools) = self.catalogue.read(|session| {
+            let attachments = session.attachments_of(id)?;
+            let pools = attachments.iter().map(|attachment| {
+                let volume = session.volume(attachment.volume)?;
+                Ok::<_, Error>(volume.pool)
+            });
+            let pools: BTreeSet<PoolName> = pools.collect::<Result<_>>()?;
+            Ok::<_, Error>((session.machine(id)?, pools))
+        })?;
+        let full = RunStatus::Paused(PauseCause::DiskFull);
+        // Somebody may have had another idea for it meanwhile.
+        if self.command(&machine, "look at", |control| control.status())? == full
+            && self.relieve_fullest(&pools)
+        {
+            self.command(&machine, "resume", |control| control.resume())?;
+        }
+        Ok(())
     }
 
     /// Records how a machine ended whose VMM is gone, and what is to be done about that; returns

@@ -17,7 +17,7 @@ use sistemo_vmm::Control;
 use super::live::ControlledDisk;
 use super::live_copies::{Copying, ToCopy};
 use super::require_ready;
-use crate::copying::{data_bytes, require_room};
+use crate::copying::data_bytes;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::reporter::Notice;
@@ -127,7 +127,10 @@ impl Engine {
         let volumes = self.to_keep(&machine)?;
         let created = Timestamp::now();
         let name = self.common_name(&volumes, name, created)?;
-        require_room_to_keep(&volumes, &machine)?;
+        for (kept, bytes) in room_to_keep(&volumes)? {
+            let action = || format!("keep the volumes of machine {}", machine.name);
+            self.ensure_room(kept.pool.as_ref(), bytes, action)?;
+        }
         if machine.state.is_active() {
             self.tell_what_takes_time(&volumes, &machine);
         }
@@ -420,8 +423,8 @@ fn to_copy(kept: &ToKeep) -> Option<ToCopy<'_>> {
     })
 }
 
-/// Makes sure that there is room for all that is to be copied.
-fn require_room_to_keep(volumes: &[ToKeep], machine: &Machine) -> Result<()> {
+/// How much is to be copied into each pool, with one of the volumes there.
+fn room_to_keep(volumes: &[ToKeep]) -> Result<Vec<(&ToKeep, u64)>> {
     let mut needed: BTreeMap<&PoolName, (&ToKeep, u64)> = BTreeMap::new();
     for kept in volumes.iter().filter(|kept| kept.how != How::Instantly) {
         let volume = &kept.volume;
@@ -430,9 +433,5 @@ fn require_room_to_keep(volumes: &[ToKeep], machine: &Machine) -> Result<()> {
         let bytes = data_bytes(content.map_err(fail)?.as_ref()).map_err(fail)?;
         needed.entry(&volume.pool).or_insert((kept, 0)).1 += bytes;
     }
-    for (kept, bytes) in needed.into_values() {
-        let action = || format!("keep the volumes of machine {}", machine.name);
-        require_room(kept.pool.as_ref(), bytes, action)?;
-    }
-    Ok(())
+    Ok(needed.into_values().collect())
 }

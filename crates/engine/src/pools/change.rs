@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sistemo_catalog::KnownPool;
-use sistemo_model::{Bytes, CatalogueId, PoolName, Role, Volume};
+use sistemo_model::{Bytes, CatalogueId, Lifecycle, PoolName, Role, Volume};
 use sistemo_pools::{ConfError, FirstUse, Found, Pool, PoolConfig, StorageConf, marker};
 
 use super::driver_named;
@@ -323,6 +323,7 @@ impl Engine {
             pool: config.name.clone(),
             action,
             what: format!("files of {left} volumes that the catalogue does not know"),
+            only_trash: false,
         })
     }
 }
@@ -366,14 +367,25 @@ fn refuse_volumes<'a>(
     action: &'static str,
     volumes: impl Iterator<Item = &'a Volume>,
 ) -> Result<()> {
-    let names: Vec<_> = volumes.map(|volume| volume.name.as_str()).collect();
-    let what = match names.as_slice() {
-        [] => return Ok(()),
-        [name] => format!("volume {name}"),
-        several => format!("{} volumes", several.len()),
+    let (trash, others): (Vec<_>, Vec<_>) =
+        volumes.partition(|volume| volume.lifecycle == Lifecycle::Trashed);
+    let counted = |volumes: &[&Volume]| match volumes {
+        [] => None,
+        [volume] => Some(format!("volume {}", volume.name)),
+        several => Some(format!("{} volumes", several.len())),
     };
-    let pool = pool.clone();
-    Err(Error::PoolNotEmpty { pool, action, what })
+    let what = match (counted(&others), counted(&trash)) {
+        (None, None) => return Ok(()),
+        (Some(others), None) => others,
+        (None, Some(trash)) => format!("{trash} in the trash"),
+        (Some(others), Some(trash)) => format!("{others}, and {trash} in the trash"),
+    };
+    Err(Error::PoolNotEmpty {
+        pool: pool.clone(),
+        action,
+        what,
+        only_trash: others.is_empty(),
+    })
 }
 
 /// A size as `storage.conf` has it, in the largest unit that says it exactly.
@@ -487,6 +499,10 @@ mod tests {
 
         let reference = volume.id.to_string().into();
         engine.delete_volume(&reference).unwrap();
+        let error = engine.set_pool(&name, &changes[0]).unwrap_err().to_string();
+        let expected = "pool foo cannot change its driver: it holds volume data in the trash";
+        assert_eq!(error, expected);
+        engine.destroy_trashed(&reference).unwrap();
         for change in &changes {
             let view = engine.set_pool(&name, change).unwrap();
             assert_eq!(view.driver.as_deref(), Some("other"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use sistemo_catalog::{ImageCopy, KnownPool};
 use sistemo_host::system;
-use sistemo_model::{PoolName, Volume};
+use sistemo_model::{Lifecycle, PoolName, Volume};
 use sistemo_pools::{
     Clones, ConfiguredPool, Cost, DriverInfo, Keeping, PoolConfig, Snapshots, StorageConf, marker,
 };
@@ -39,8 +39,10 @@ pub struct PoolView {
     pub free_bytes: Option<u64>,
     /// The virtual sizes of its volumes together, in bytes.
     pub provisioned_bytes: u64,
-    /// How many volumes it holds.
+    /// How many volumes it holds, those in the trash not among them.
     pub volumes: usize,
+    /// How many deleted volumes it holds that can still be restored; they are in no other count.
+    pub trash: usize,
     /// How many images stand in it, for root volumes to be cloned from.
     pub images: usize,
     /// What a clone costs in it; `None` where it makes none, or cannot be used now.
@@ -141,12 +143,11 @@ impl Engine {
             Err(reason) => (Look::default(), Some(reason)),
         };
         let space = look.space;
-        let volumes = || {
-            survey
-                .volumes
-                .iter()
-                .filter(|v| v.pool.as_str() == pool.title)
-        };
+        let (trash, volumes): (Vec<_>, Vec<_>) = survey
+            .volumes
+            .iter()
+            .filter(|volume| volume.pool.as_str() == pool.title)
+            .partition(|volume| volume.lifecycle == Lifecycle::Trashed);
         PoolView {
             name: pool.title.clone(),
             driver: config.map(|config| config.driver.clone()),
@@ -157,8 +158,9 @@ impl Engine {
             size_bytes: space.map(|space| space.size),
             used_bytes: space.map(|space| space.size.saturating_sub(space.free)),
             free_bytes: space.map(|space| space.free),
-            provisioned_bytes: volumes().map(|volume| volume.size.get()).sum(),
-            volumes: volumes().count(),
+            provisioned_bytes: volumes.iter().map(|volume| volume.size.get()).sum(),
+            volumes: volumes.len(),
+            trash: trash.len(),
             images: survey
                 .copies
                 .iter()

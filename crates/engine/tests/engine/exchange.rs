@@ -159,7 +159,7 @@ fn a_stream_that_breaks_is_an_error_and_leaves_nothing() {
         .export_volume_to(&export("data"), &mut Broken)
         .unwrap_err();
     assert!(matches!(error, Error::Stream { .. }), "{error}");
-    engine.delete_volume(&reference("data")).unwrap();
+    engine.destroy_volume(&reference("data")).unwrap();
 
     let mut begins_well = io::repeat(7).take(40 * MIB).chain(Broken);
     for stream in [&mut Broken as &mut dyn Read, &mut begins_well] {
@@ -204,7 +204,7 @@ fn only_a_file_with_something_in_it_is_imported() {
     let house = House::new();
     let engine = house.engine();
     volume(&engine, "other", "16M");
-    engine.delete_volume(&reference("other")).unwrap();
+    engine.destroy_volume(&reference("other")).unwrap();
     File::create(house.path("empty")).unwrap();
     let fifo = house.path("fifo");
     Program::find("mkfifo").unwrap().arg(&fifo).run().unwrap();

@@ -45,6 +45,14 @@ impl House {
         }
     }
 
+    /// One on a filesystem of its own.
+    pub(crate) fn on(filesystem: &LoopFilesystem) -> House {
+        House {
+            home: tempfile::tempdir_in(filesystem.path()).unwrap(),
+            notices: Arc::default(),
+        }
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
     }

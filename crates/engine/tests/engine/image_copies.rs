@@ -214,7 +214,7 @@ fn a_pool_that_holds_only_images_can_be_removed() {
     assert!(matches!(error, Error::PoolNotEmpty { .. }), "{error}");
     assert_eq!(place.copies().len(), 1);
     engine
-        .delete_machine(&reference("m"), Storage::RemoveRoot)
+        .delete_machine(&reference("m"), Storage::DestroyRoot)
         .unwrap();
     engine.remove_pool(&place.fast).unwrap();
     assert!(place.copies().is_empty());

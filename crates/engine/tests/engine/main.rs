@@ -22,4 +22,5 @@ mod recovery;
 mod running;
 mod snapshots;
 mod stops;
+mod trash;
 mod volumes;

@@ -153,7 +153,7 @@ fn a_pool_is_added_used_and_removed_and_the_rest_of_the_file_stays() {
         "pool foo cannot be removed: it holds volume data"
     );
 
-    engine.delete_volume(&reference("data")).unwrap();
+    engine.destroy_volume(&reference("data")).unwrap();
     assert_eq!(engine.remove_pool(&name("foo")).unwrap().volumes, 0);
     assert_eq!(house.conf().unwrap(), QUBES);
     assert!(
@@ -639,7 +639,7 @@ fn what_still_needs_a_pool_keeps_it() {
     }
     let made = volume(&engine, "data", "16M");
     assert_eq!(made.pool, name("foo"), "the setting is honoured");
-    engine.delete_volume(&reference("data")).unwrap();
+    engine.destroy_volume(&reference("data")).unwrap();
 
     let engine = house.engine();
     let lost = format!("{}.ext4", made.id);
@@ -807,7 +807,7 @@ fn a_pool_is_removed_or_gets_the_volume_never_both() {
         assert_ne!(made.is_ok(), removed.is_ok(), "{made:?} {removed:?}");
         if made.is_ok() {
             let engine = house.engine();
-            engine.delete_volume(&reference(&title)).unwrap();
+            engine.destroy_volume(&reference(&title)).unwrap();
             engine.remove_pool(&name("foo")).unwrap();
         }
     }
@@ -862,7 +862,7 @@ fn a_pool_with_a_filesystem_of_its_own_grows_and_is_unmounted_when_it_is_removed
     let again = house.engine();
     assert_eq!(pool(&again, "own").size_bytes, grown.size_bytes);
 
-    again.delete_volume(&reference("data")).unwrap();
+    again.destroy_volume(&reference("data")).unwrap();
     drop((engine, again));
     house.engine().remove_pool(&name("own")).unwrap();
     assert!(!is_mounted(&place));
@@ -908,7 +908,7 @@ fn a_pool_that_holds_volumes_keeps_its_driver() {
     let kept = engine.volume(&reference("kept")).unwrap();
     assert_eq!((kept.status, kept.path), (made.status, made.path));
     // Without volumes it may become another's.
-    engine.delete_volume(&reference("kept")).unwrap();
+    engine.destroy_volume(&reference("kept")).unwrap();
     conf("qcow2");
     try_volume_in(&house.engine(), "h", "layered").unwrap();
 }

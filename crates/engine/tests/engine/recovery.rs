@@ -23,6 +23,8 @@ const PATTERN: u64 = MIB;
 #[derive(Clone, Debug, Default)]
 struct World {
     volumes: BTreeMap<String, Kept>,
+    /// The deleted ones that can be restored.
+    trash: BTreeMap<String, Kept>,
     machines: BTreeSet<String>,
 }
 
@@ -122,13 +124,21 @@ impl World {
             ["clone-machine", name, volume] => self.clone_machine(name, volume),
             ["undeploy", name] => {
                 assert!(self.machines.remove(name), "{line}");
-                self.volumes.remove(&format!("{name}-root")).unwrap();
+                self.trash(&format!("{name}-root"));
                 for volume in self.volumes.values_mut() {
                     volume.machine.take_if(|machine| machine == name);
                 }
             }
-            ["delete", name] => {
+            ["delete", name] => self.trash(name),
+            ["restore", name] => {
+                let kept = self.trash.remove(name).unwrap();
+                self.volumes.insert(name.to_owned(), kept);
+            }
+            ["destroy", name] => {
                 self.volumes.remove(name).unwrap();
+            }
+            ["empty", name] => {
+                self.trash.remove(name).unwrap();
             }
             _ => panic!("what is `{line}`?"),
         }
@@ -150,6 +160,12 @@ impl World {
             self.volumes.insert(format!("{twin}-{clone}"), clone_of_it);
         }
         self.machines.insert(twin);
+    }
+
+    fn trash(&mut self, name: &str) {
+        let mut kept = self.volumes.remove(name).unwrap();
+        kept.machine = None;
+        self.trash.insert(name.to_owned(), kept);
     }
 
     fn volume(&mut self, name: &str) -> &mut Kept {
@@ -194,6 +210,19 @@ impl World {
             .collect();
         if listed != expected {
             return Err(format!("volumes {listed:?} instead of {expected:?}"));
+        }
+        let trash: BTreeMap<_, _> = engine
+            .trash()
+            .unwrap()
+            .into_iter()
+            .map(|volume| (volume.name.to_string(), volume.size_mb))
+            .collect();
+        let kept = self.trash.iter();
+        let expected: BTreeMap<_, _> = kept
+            .map(|(name, kept)| (name.clone(), kept.size_mb))
+            .collect();
+        if trash != expected {
+            return Err(format!("trash {trash:?} instead of {expected:?}"));
         }
         let machines = engine.machines().unwrap();
         let machines: BTreeSet<_> = machines.iter().map(|m| m.name.to_string()).collect();
@@ -316,7 +345,8 @@ fn churn_and_kill(house: &House, place: &Path, rounds: u64) {
             // Snapshots, and what is left of taking one until the volume is next changed.
             files.retain(|name| !name.contains('@'));
             let default = engine.pool_view(&"default".parse().unwrap()).unwrap();
-            files.len() == (engine.volumes().unwrap().len() + default.images) * 2
+            let volumes = engine.volumes().unwrap().len() + engine.trash().unwrap().len();
+            files.len() == (volumes + default.images) * 2
         });
         let is_recovery = |notice: &Notice| matches!(notice, Notice::Recovered { .. });
         recovered += house.notices().iter().filter(|n| is_recovery(n)).count();

@@ -170,7 +170,7 @@ fn snapshots_block_nothing_and_go_with_their_volume() {
     let new = "renamed".parse().unwrap();
     engine.rename_volume(&reference("data"), new).unwrap();
     assert_eq!(names(&engine, "renamed"), ["one"]);
-    engine.delete_volume(&reference("renamed")).unwrap();
+    engine.destroy_volume(&reference("renamed")).unwrap();
     assert_eq!(house.volume_files(), [""; 0]);
 }
 

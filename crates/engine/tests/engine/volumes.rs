@@ -350,7 +350,7 @@ fn a_deleted_volume_is_gone_and_its_name_is_free() {
     let house = House::new();
     let engine = house.engine();
     let first = volume(&engine, "v", "16M");
-    engine.delete_volume(&reference("v")).unwrap();
+    engine.destroy_volume(&reference("v")).unwrap();
     assert!(house.volume_files().is_empty());
     assert!(engine.volume(&reference("v")).is_err());
     assert_ne!(volume(&engine, "v", "16M").id, first.id);
@@ -488,7 +488,7 @@ fn engines_at_work_at_once_do_not_disturb_each_other() {
                     volume(&engine, &name, "16M");
                 }
                 for name in names(thread).step_by(2) {
-                    engine.delete_volume(&reference(&name)).unwrap();
+                    engine.destroy_volume(&reference(&name)).unwrap();
                 }
             });
         }
