@@ -127,6 +127,7 @@ pub(crate) enum Code {
     SamePool,
     SnapshotsUnkept,
     MoveFailed,
+    StateNotKept,
     PoolLacksPower,
     PoolTooFull,
     ExchangeRefused,
@@ -244,6 +245,7 @@ fn code(error: &Error) -> Code {
         | Error::NoSnapshots { .. }
         | Error::SnapshotMissing { .. } => Code::NoSuchSnapshot,
         Error::SnapshotTaken { .. } => Code::SnapshotExists,
+        Error::StateNotKept { .. } => Code::StateNotKept,
         Error::SnapshotPinned { .. } | Error::VolumePinned { .. } => Code::SnapshotPinned,
         Error::InThatPool { .. } => Code::SamePool,
         Error::SnapshotsUnkept { .. } | Error::PinnedUnkept { .. } => Code::SnapshotsUnkept,

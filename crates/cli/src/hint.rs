@@ -47,16 +47,14 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::NameTaken { kind, name } => another_name(*kind, name),
         // A root cannot be detached; it is known by the name that deploy gave it.
         Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
-            format!("sistemo machine delete {machine} --preserve-storage")
+            preserving(machine)
         }
         Error::VolumeAttached { volume, machine } => {
             format!("sistemo machine volume detach {machine} {volume}")
         }
+        Error::RootVolume { machine, .. } => preserving(machine),
         Error::VolumeNotAttached { machine, .. } | Error::TooManyVolumes { machine, .. } => {
             format!("sistemo machine status {machine}")
-        }
-        Error::RootVolume { machine, .. } => {
-            format!("sistemo machine delete {machine} --preserve-storage")
         }
         Error::VolumeRepeated { .. } => "name it once".to_owned(),
         Error::MachineActive { machine, .. } => format!("sistemo machine stop {machine}"),
@@ -77,6 +75,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::SnapshotsUnkept { .. }
         | Error::PinnedUnkept { .. }
         | Error::MovedWrongly { .. }
+        | Error::StateNotKept { .. }
         | Error::PoolLacks { .. }
         | Error::PoolTooFull { .. }
         | Error::Exchange { .. }
@@ -90,7 +89,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::FilesystemNotGrowable { .. }
         | Error::StorageTooSmall { .. }
         | Error::MemoryOutOfRange { .. }
-        | Error::PortUnavailable { .. } => return range_hint(error),
+        | Error::PortUnavailable { .. } => return size_hint(error),
         Error::NotRepairable {
             volume, obstacle, ..
         } => repair_hint(volume, obstacle),
@@ -140,22 +139,6 @@ fn engine_hint(error: &Error) -> Option<String> {
     })
 }
 
-/// What to type next after a size or a port that cannot be had.
-fn range_hint(error: &Error) -> Option<String> {
-    Some(match error {
-        Error::NotLarger { .. }
-        | Error::TooSmallForFilesystem { .. }
-        | Error::FilesystemNotGrowable { .. }
-        | Error::StorageTooSmall { .. }
-        | Error::MemoryOutOfRange { .. } => return size_hint(error),
-        Error::PortUnavailable { .. } => {
-            "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
-                .to_owned()
-        }
-        _ => return None,
-    })
-}
-
 /// What to do about what cannot be mended here.
 fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
     match obstacle {
@@ -193,7 +176,12 @@ fn data_directory_hint(error: &Error) -> Option<String> {
     })
 }
 
-/// What to type next where a size is not right.
+/// How to be rid of a machine and of nothing else.
+fn preserving(machine: &MachineName) -> String {
+    format!("sistemo machine delete {machine} --preserve-storage")
+}
+
+/// What to type next where a size or a port is not right.
 fn size_hint(error: &Error) -> Option<String> {
     Some(match error {
         Error::NotLarger { size, .. } => format!("volumes only grow; name a size above {size}"),
@@ -207,6 +195,10 @@ fn size_hint(error: &Error) -> Option<String> {
             format!("--storage {}M", needed.get().div_ceil(1 << 20))
         }
         Error::MemoryOutOfRange { .. } => "512M suits most guests".to_owned(),
+        Error::PortUnavailable { .. } => {
+            "choose another port: --expose HOST:GUEST, or `sistemo machine set M expose=HOST:GUEST`"
+                .to_owned()
+        }
         _ => return None,
     })
 }
@@ -245,6 +237,11 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::SnapshotTaken { .. } => "choose another name".to_owned(),
         Error::SnapshotPinned { volume, snapshot } => {
             format!("sistemo volume snapshot unpin {volume} {snapshot}")
+        }
+        Error::StateNotKept {
+            volume, snapshot, ..
+        } => {
+            format!("sistemo volume revert {volume} {snapshot} --discard loses it")
         }
         Error::VolumePinned { volume, snapshots } => {
             let first = snapshots.first();

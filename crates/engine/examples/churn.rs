@@ -1,7 +1,8 @@
-//! Makes, fills, grows, renames, clones, reverts, moves, imports, attaches, deletes and restores
-//! volumes, snapshots and machines until it is killed, as the engine's recovery test does to it. Prints a line before each operation and `done` after
-//! it: after any kill, every operation that is done must be so, and only that of the last line,
-//! where no `done` follows it, may be either done or not.
+//! Makes, fills, grows, renames, clones, pins, reverts, moves, imports, attaches, deletes and
+//! restores volumes, snapshots and machines until it is killed, as the engine's recovery test does
+//! to it. Prints a line before each operation and `done` after it: after any kill, every operation
+//! that is done must be so, and only that of the last line, where no `done` follows it, may be
+//! either done or not.
 //!
 //! Usage: `churn DATA-DIR SEED`; the data directory has an image named `disk` and a pool named
 //! `other`.
@@ -15,9 +16,11 @@ use std::sync::Arc;
 
 use sistemo::clones::NewClone;
 use sistemo::exchange::{Checksum, NewImported};
+use sistemo::history::Pin;
 use sistemo::machines::{Deploy, DeploySource, NewMachineClone, StartMode, Storage};
 use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
 use sistemo::moves::{Move, Unkept};
+use sistemo::snapshots::Replaced;
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent};
 use sistemo_host::directory::{self, FileError};
@@ -59,6 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         step(&format!("snapshot {volume} kept"), || {
             engine.take_snapshot(&reference, Some(kept.clone()))
         })?;
+        pin(&engine, &volume, &kept, Pin::In)?;
         step(&format!("grow {volume} 32"), || {
             engine.resize_volume(&reference, Bytes::from_mib(32), Grow::Device)
         })?;
@@ -77,9 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 engine.clone_volume(&new)
             })?;
         }
-        step(&format!("revert {volume} kept"), || {
-            engine.revert_volume(&reference, Some(&kept))
-        })?;
+        revert(&engine, &volume, &kept, round + seed.parse::<u64>()?)?;
         shift(&engine, &volume, "other")?;
         if round % 2 == 0 {
             shift(&engine, &volume, "default")?;
@@ -187,6 +189,32 @@ fn discard(engine: &Engine, volume: &str, round: u64) -> Result<(), Box<dyn Erro
     step(&format!("empty {volume}"), || {
         engine.destroy_trashed(&reference).map(drop)
     })
+}
+
+fn pin(engine: &Engine, volume: &str, kept: &SnapshotName, pin: Pin) -> Result<(), Box<dyn Error>> {
+    let how = if pin == Pin::In { "pin" } else { "unpin" };
+    step(&format!("{how} {volume} kept"), || {
+        engine.pin_snapshot(&Reference::from(volume), kept, pin)
+    })
+    .map(drop)
+}
+
+/// Takes a volume back; what it held is kept every other time.
+fn revert(
+    engine: &Engine,
+    volume: &str,
+    kept: &SnapshotName,
+    round: u64,
+) -> Result<(), Box<dyn Error>> {
+    pin(engine, volume, kept, Pin::Out)?;
+    let (how, replaced) = match round % 2 {
+        0 => ("revert", Replaced::Discard),
+        _ => ("revert-keeping", Replaced::Keep),
+    };
+    step(&format!("{how} {volume} kept"), || {
+        engine.revert_volume(&Reference::from(volume), Some(kept), replaced)
+    })?;
+    Ok(())
 }
 
 fn import(engine: &Engine, volume: &str) -> Result<(), Box<dyn Error>> {

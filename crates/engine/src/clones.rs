@@ -140,6 +140,8 @@ impl Source<'_> {
             pool,
             history: History {
                 origin: Some(origin),
+                // How a snapshot found the volume is not known.
+                dirty: self.snapshot.is_none() && self.volume.history.dirty,
                 ..History::default()
             },
             lifecycle: Lifecycle::Creating,

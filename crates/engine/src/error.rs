@@ -296,6 +296,17 @@ pub enum Error {
         /// The name.
         snapshot: SnapshotName,
     },
+    /// What the volume holds cannot be kept, so it is not taken back either.
+    #[error("cannot keep what volume {volume} holds now")]
+    StateNotKept {
+        /// The volume.
+        volume: VolumeName,
+        /// The snapshot it was to be taken back to.
+        snapshot: SnapshotName,
+        /// Why not.
+        #[source]
+        source: Box<Error>,
+    },
     /// The volume has snapshots that are pinned, which would go with it.
     #[error("volume {volume} has pinned snapshots: {}", listed(snapshots))]
     VolumePinned {

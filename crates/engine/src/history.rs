@@ -4,14 +4,70 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use sistemo_catalog::Intent;
 use sistemo_host::Changed;
-use sistemo_model::{History, Reference, SnapshotMark, SnapshotName, Volume, VolumeId};
+use sistemo_model::{
+    Access, CloneOrigin, History, Reference, SnapshotMark, SnapshotName, Timestamp, Volume,
+    VolumeId, VolumeName,
+};
 use sistemo_pools::Snapshot;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::snapshots::SnapshotView;
+use crate::snapshots::{SnapshotView, power_of};
+use crate::volumes::VolumeView;
+
+/// What users see of a volume's past.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Past {
+    /// Whether the machine that had it last did not stop cleanly.
+    pub dirty: bool,
+    /// When its content last changed, as far as that goes through us; `None` where it has not
+    /// since it was made.
+    pub changed: Option<Timestamp>,
+    /// What it was cloned from.
+    pub origin: Option<OriginView>,
+    /// Whether that has changed since; `None` for what is no clone, or whose source is gone.
+    pub outdated: Option<bool>,
+    /// How many revisions of it are kept; `None` where it follows its pool, and that cannot be
+    /// used.
+    pub revisions_to_keep: Option<u32>,
+    /// Who says how many: `volume` or `pool`.
+    pub revisions_set_by: &'static str,
+}
+
+/// What users see of what a volume was cloned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OriginView {
+    /// The volume.
+    pub volume_id: VolumeId,
+    /// Its name; `None` where it is gone.
+    pub volume: Option<VolumeName>,
+    /// When it held what was cloned.
+    pub as_of: Timestamp,
+}
+
+struct Source {
+    view: OriginView,
+    outdated: Option<bool>,
+}
+
+/// What is to be different about a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeChanges {
+    /// How many revisions of it are kept.
+    pub revisions_to_keep: Option<RevisionsToKeep>,
+}
+
+/// How many revisions of a volume are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevisionsToKeep {
+    /// So many; 0 keeps none.
+    Number(u32),
+    /// As many as its pool says.
+    AsPool,
+}
 
 /// What becomes of a snapshot's pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +116,111 @@ impl Engine {
     ) -> Result<()> {
         self.change_history(id, |history| {
             change(&mut history.marks);
-            history.marks.retain(|name, mark| {
-                let says_something = *mark != SnapshotMark::default();
-                says_something && there.iter().any(|snapshot| snapshot.name == *name)
-            });
+            keep_marks_of(there, history);
+        })
+    }
+
+    /// Forgets what was known of snapshots that are gone. The volume's lock is held.
+    pub(crate) fn forget_stale_marks(&self, volume: &Volume) -> Result<()> {
+        let there = self.snapshots_of(volume)?;
+        self.change_marks(volume.id, &there, |_| {})
+    }
+
+    /// Notes that the content of a volume, whose lock is held, is another now.
+    pub(crate) fn note_changed(&self, id: VolumeId) -> Result<()> {
+        self.change_history(id, |history| history.changed = Some(Timestamp::now()))
+    }
+
+    /// Records what is known of a volume, whose lock is held, for an intent that brings its
+    /// description in line.
+    pub(crate) fn record_history(
+        &self,
+        id: VolumeId,
+        change: impl FnOnce(&mut History),
+    ) -> Result<()> {
+        self.catalogue.write(|session| {
+            let mut history = session.volume(id)?.history;
+            change(&mut history);
+            Ok(session.set_volume_history(id, &history)?)
+        })
+    }
+
+    /// How many revisions of a volume are kept: as many as it says, else as its pool does.
+    ///
+    /// # Errors
+    /// Where its pool is not usable as it is configured.
+    pub(crate) fn revisions_to_keep(&self, volume: &Volume) -> Result<u32> {
+        match volume.history.revisions_to_keep {
+            Some(number) => Ok(number),
+            None => Ok(self.pool_keeping(&volume.pool)?.revisions),
+        }
+    }
+
+    /// Changes what is kept of a volume, which may be in use.
+    ///
+    /// # Errors
+    /// Where it is to keep revisions and its pool keeps no snapshots.
+    pub fn set_volume(&self, reference: &Reference, changes: &VolumeChanges) -> Result<VolumeView> {
+        let (volume, _held) = self.hold_volume_alone(reference)?;
+        if let Some(RevisionsToKeep::Number(1..)) = changes.revisions_to_keep {
+            let _ = power_of(self.pool(&volume.pool)?.as_ref())?;
+        }
+        self.change_history(volume.id, |history| {
+            if let Some(revisions) = changes.revisions_to_keep {
+                history.revisions_to_keep = match revisions {
+                    RevisionsToKeep::Number(number) => Some(number),
+                    RevisionsToKeep::AsPool => None,
+                };
+            }
+        })?;
+        self.volume(&Reference::from(volume.id.to_string()))
+    }
+
+    /// What there is to tell of a volume's past.
+    pub(crate) fn past(&self, volume: &Volume) -> Result<Past> {
+        let history = &volume.history;
+        let source = history.origin.map(|origin| self.origin_of(origin));
+        let source = source.transpose()?;
+        let own = history.revisions_to_keep;
+        Ok(Past {
+            dirty: history.dirty,
+            changed: history.changed,
+            outdated: source.as_ref().and_then(|source| source.outdated),
+            origin: source.map(|source| source.view),
+            revisions_to_keep: self.revisions_to_keep(volume).ok(),
+            revisions_set_by: if own.is_some() { "volume" } else { "pool" },
+        })
+    }
+
+    /// What a volume was cloned from, and whether that has changed since.
+    fn origin_of(&self, origin: CloneOrigin) -> Result<Source> {
+        let (source, holder) = self.catalogue.read(|session| {
+            let all = session.volumes()?.into_iter();
+            let source = all.into_iter().find(|volume| volume.id == origin.volume);
+            Ok::<_, Error>((source, session.holder_of(origin.volume)?))
+        })?;
+        let view = OriginView {
+            volume_id: origin.volume,
+            volume: source.as_ref().map(|source| source.name.clone()),
+            as_of: origin.as_of,
+        };
+        let Some(source) = source else {
+            let outdated = None;
+            return Ok(Source { view, outdated });
+        };
+        let mut changed = source.history.changed > Some(origin.as_of);
+        if let Some(holder) = holder.filter(|h| h.attachment.access == Access::ReadWrite) {
+            // A machine that runs changes it now, and one that has ended has until it did.
+            let machine = self.settle(holder.attachment.machine)?;
+            let history = self
+                .catalogue
+                .read(|session| session.volume(source.id))?
+                .history;
+            changed = machine.state.is_active() || history.changed > Some(origin.as_of);
+        }
+        Ok(Source {
+            view,
+            outdated: Some(changed),
         })
     }
 
@@ -116,4 +273,12 @@ impl Engine {
         let names = there.map(|snapshot| snapshot.name);
         Ok(names.filter(|name| history.mark(name).pinned).collect())
     }
+}
+
+/// Forgets what is known of snapshots that are not there, and what says nothing.
+pub(crate) fn keep_marks_of(there: &[Snapshot], history: &mut History) {
+    history.marks.retain(|name, mark| {
+        let says_something = *mark != SnapshotMark::default();
+        says_something && there.iter().any(|snapshot| snapshot.name == *name)
+    });
 }

@@ -9,7 +9,7 @@
 //! | [`volumes`] | create, list, resize, rename, delete |
 //! | [`clones`] | a new volume that holds what another does |
 //! | [`snapshots`] | keeping a volume as it is, and taking it back there |
-//! | [`history`] | what is known of a volume's past: pins |
+//! | [`history`] | what is known of a volume's past, and what is kept of it |
 //! | [`care`] | checking, mending and trimming a volume, and what it takes |
 //! | [`moves`] | a volume goes to another pool |
 //! | [`trash`] | deleted volumes that can be restored, and the room that they give back |
@@ -28,6 +28,7 @@
 //! | `disks` | volumes as disks: for a VMM, and as raw files for programs |
 //! | `sources` | what is read of a volume: as it is now, or as it was |
 //! | `copying` | bytes from one volume to another, without what holds only zeros |
+//! | `revisions` | snapshots that nobody asked for, and which of them go |
 //! | `reserve` | room kept for giving room back |
 //! | `recovery` | what every start does about operations that were cut short |
 
@@ -52,6 +53,7 @@ pub mod pools;
 mod recovery;
 mod reporter;
 mod reserve;
+mod revisions;
 pub mod settings;
 pub mod snapshots;
 mod sources;

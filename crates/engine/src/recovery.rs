@@ -11,6 +11,7 @@ use sistemo_model::Timestamp;
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
 use crate::reporter::Notice;
+use crate::snapshots::Settled;
 
 impl Engine {
     /// Finishes or undoes what was cut short, and removes what has been in the trash for long
@@ -109,10 +110,13 @@ impl Engine {
                 ))
             }
             Intent::AfterStop {
-                volume, stopped, ..
-            } => self.after_stop(*volume, *stopped, id),
+                volume,
+                stopped,
+                clean,
+                ..
+            } => self.after_stop(*volume, *stopped, *clean, id),
             Intent::RevertVolume { volume: reverted } => {
-                self.settle_revert(*reverted, id)?;
+                self.settle_revert(*reverted, id, Settled::Unknown)?;
                 let volume = volume(*reverted)?;
                 Ok(format!(
                     "volume {} was being reverted; it has {}",

@@ -76,6 +76,13 @@ pub enum Notice {
         /// The volume.
         volume: VolumeName,
     },
+    /// A machine stopped cleanly, and no revision of a volume of its could be kept.
+    NoRevision {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        reason: String,
+    },
     /// A volume went back to a snapshot; its machine has others, which did not.
     RevertedAlone {
         /// The volume.
@@ -160,6 +167,10 @@ pub enum Notice {
 }
 
 impl fmt::Display for Notice {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a sentence for each notice, and nothing else"
+    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Recovered { what } => write!(f, "recovered: {what}"),
@@ -193,6 +204,9 @@ impl fmt::Display for Notice {
             ),
             Notice::HeldForCopy { machine, volume } => {
                 write!(f, "{machine} is paused until {volume} has been copied")
+            }
+            Notice::NoRevision { volume, reason } => {
+                write!(f, "no revision of {volume} could be kept: {reason}")
             }
             Notice::RevertedAlone { volume, machine } => write!(
                 f,

@@ -12,9 +12,11 @@ use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Snapshot, Snapshots, Way};
 use crate::copying::data_bytes;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::history::{Past, keep_marks_of};
 use crate::holding::IdleVolume;
 use crate::machines::ToCopy;
 use crate::reporter::Notice;
+use crate::revisions::{Planned, data_of};
 use crate::volumes::{VolumeView, description, pool_error};
 
 /// What users see of a snapshot.
@@ -57,6 +59,9 @@ pub struct VolumeDetails {
     /// The volume.
     #[serde(flatten)]
     pub volume: VolumeView,
+    /// What is known of its past.
+    #[serde(flatten)]
+    pub past: Past,
     /// Its snapshots, oldest first; `None` where its pool keeps none, or cannot be asked.
     pub snapshots: Option<Vec<SnapshotView>>,
 }
@@ -83,6 +88,28 @@ pub struct Reverted {
     pub snapshot: SnapshotName,
     /// How the data came back.
     pub way: Way,
+    /// The snapshot that has what the volume held before, where that was kept.
+    pub kept: Option<SnapshotView>,
+}
+
+/// What becomes of what a volume holds when it is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// It is kept as a snapshot.
+    Keep,
+    /// It is lost.
+    Discard,
+}
+
+/// How far a revert came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The volume is as the snapshot was.
+    Reverted,
+    /// The volume is as it was before.
+    AsBefore,
+    /// Nobody knows which.
+    Unknown,
 }
 
 impl Engine {
@@ -117,6 +144,10 @@ impl Engine {
             }
             Some(name) => name,
         };
+        if volume.history.marks.contains_key(&name) {
+            // Of one by that name that is gone.
+            self.forget_stale_marks(volume)?;
+        }
         let machine = held.holder.as_ref().map(|holder| holder.attachment.machine);
         let machine = machine.map(|id| self.settle(id)).transpose()?;
         let active = machine.filter(|machine| machine.state.is_active());
@@ -173,7 +204,9 @@ impl Engine {
     /// As [`Engine::volume`]; one whose pool cannot be used is shown as broken.
     pub fn volume_details(&self, reference: &Reference) -> Result<VolumeDetails> {
         let volume = self.volume(reference)?;
-        let mut snapshots = self.snapshots(&Reference::from(volume.id.to_string())).ok();
+        let found = Reference::from(volume.id.to_string());
+        let record = self.catalogue.read(|session| session.find_volume(&found))?;
+        let mut snapshots = self.snapshots(&found).ok();
         let untold = snapshots.iter_mut().flatten();
         let untold: Vec<_> = untold.filter(|one| one.alone_bytes.is_none()).collect();
         if !untold.is_empty()
@@ -185,7 +218,11 @@ impl Engine {
                 snapshot.alone_bytes = alone.map(|alone| alone.get());
             }
         }
-        Ok(VolumeDetails { volume, snapshots })
+        Ok(VolumeDetails {
+            past: self.past(&record)?,
+            snapshots,
+            volume,
+        })
     }
 
     /// The snapshots of a volume, oldest first.
@@ -207,7 +244,8 @@ impl Engine {
             .collect())
     }
 
-    /// One snapshot of a volume; without a name, the newest.
+    /// One snapshot of a volume; without a name, the newest, which is one that a revert left only
+    /// where there are no others.
     ///
     /// # Errors
     /// As [`Engine::snapshots`], and where there is none of that name, or none at all.
@@ -217,9 +255,13 @@ impl Engine {
         name: Option<&SnapshotName>,
     ) -> Result<SnapshotView> {
         let there = self.snapshots(reference)?;
-        let found = match name {
-            Some(name) => there.into_iter().find(|snapshot| snapshot.name == *name),
-            None => there.into_iter().next_back(),
+        let found = if let Some(name) = name {
+            there.into_iter().find(|snapshot| snapshot.name == *name)
+        } else {
+            let taken = |snapshot: &SnapshotView| snapshot.kind != SnapshotKind::Replaced;
+            let newest = there.iter().rposition(taken);
+            let newest = newest.or(there.len().checked_sub(1));
+            newest.and_then(|newest| there.into_iter().nth(newest))
         };
         let Some(found) = found else {
             let volume = self
@@ -234,11 +276,30 @@ impl Engine {
         Ok(found)
     }
 
+    /// The snapshot, where a delete of it would be accepted.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, or it is pinned.
+    pub fn check_snapshot_deletable(
+        &self,
+        reference: &Reference,
+        name: &SnapshotName,
+    ) -> Result<SnapshotView> {
+        let snapshot = self.snapshot(reference, Some(name))?;
+        if snapshot.pinned {
+            let volume = self
+                .catalogue
+                .read(|session| session.find_volume(reference))?;
+            return Err(pinned(&volume, name));
+        }
+        Ok(snapshot)
+    }
+
     /// Deletes a snapshot, also while the volume is in use; returns it as it was. A crash in the
     /// middle leaves it or not.
     ///
     /// # Errors
-    /// Where there is no such snapshot, or the pool cannot be written.
+    /// Where there is no such snapshot, it is pinned, or the pool cannot be written.
     pub fn delete_snapshot(
         &self,
         reference: &Reference,
@@ -249,23 +310,30 @@ impl Engine {
         let pool = self.pool(&volume.pool)?;
         let power = power_of(pool.as_ref())?;
         let snapshot = self.find_snapshot(&volume, name)?;
+        let mark = volume.history.mark(name);
+        if mark.pinned {
+            return Err(pinned(&volume, name));
+        }
         let _: Changed = power
             .delete_snapshot(volume.id, name)
             .map_err(|source| snapshot_error(&volume, name, "delete a snapshot of", source))?;
-        Ok(SnapshotView::new(snapshot, volume.history.mark(name)))
+        self.forget_stale_marks(&volume)?;
+        Ok(SnapshotView::new(snapshot, mark))
     }
 
     /// Takes a volume back to a snapshot, or to the newest, its size included; its machine, if it
-    /// has one, must be stopped. What the volume held is lost; its snapshots stay. A crash in the
-    /// middle leaves the volume as it was or as the snapshot is.
+    /// has one, must be stopped. All its snapshots stay. What it held is kept as one more, unless
+    /// it is discarded. A crash in the middle leaves the volume as it was, perhaps with that
+    /// snapshot, or as the snapshot is.
     ///
     /// # Errors
-    /// Where there is no such snapshot, the machine is active, or the pool has no room; then
-    /// nothing has changed.
+    /// Where there is no such snapshot, the machine is active, what the volume holds cannot be
+    /// kept, or the pool has no room; then nothing has changed.
     pub fn revert_volume(
         &self,
         reference: &Reference,
         name: Option<&SnapshotName>,
+        replaced: Replaced,
     ) -> Result<Reverted> {
         let held = self.hold_idle_volume(reference, "revert")?;
         let volume = &held.volume;
@@ -273,24 +341,28 @@ impl Engine {
         let power = power_of(pool.as_ref())?;
         let found = Reference::from(volume.id.to_string());
         let name = self.snapshot(&found, name)?.name;
-        let fail = |source| snapshot_error(volume, &name, "revert", source);
-        if power.snapshot_cost() == Cost::Copy {
-            let content = power.snapshot_content(volume.id, &name).map_err(fail)?;
-            let needed = data_bytes(content.as_ref()).map_err(fail)?;
-            let action = || format!("revert volume {}", volume.name);
-            self.ensure_room(pool.as_ref(), needed, action)?;
-        }
+        self.require_room_to_revert(volume, pool.as_ref(), &name, replaced)?;
+        let mut history = volume.history.clone();
+        let kept = match replaced {
+            Replaced::Discard => None,
+            Replaced::Keep => {
+                let there = self.snapshots_in(volume, power)?;
+                let (now, kind) = (Timestamp::now(), SnapshotKind::Replaced);
+                Some(Planned::new(&mut history, &there, now, kind)?)
+            }
+        };
         let intent = Intent::RevertVolume { volume: volume.id };
-        let intent = self.catalogue.write(|session| session.begin(&intent))?;
-        self.reporter
-            .stage(&format!("reverting {} to {name}", volume.name));
-        let outcome = self.with_room(&volume.pool, || {
-            let mut progress = |done, total| self.reporter.progress(done, total);
-            power.revert(volume.id, &name, &mut progress).map_err(fail)
-        });
-        self.reporter.stage_over();
+        let intent = self.catalogue.write(|session| {
+            session.set_volume_history(volume.id, &history)?;
+            Ok::<_, Error>(session.begin(&intent)?)
+        })?;
+        let outcome = self.go_back(volume, power, &name, kept.as_ref());
         // Settled whichever way it went: the pool tells which size the volume has.
-        let settled = self.settle_revert(volume.id, intent);
+        let how = match &outcome {
+            Ok(_) => Settled::Reverted,
+            Err(_) => Settled::AsBefore,
+        };
+        let settled = self.settle_revert(volume.id, intent, how);
         let way = match outcome {
             Ok(way) => way,
             Err(error) => {
@@ -300,11 +372,68 @@ impl Engine {
         };
         settled?;
         self.tell_what_stays(&held)?;
+        let kept = kept.map(|kept| self.snapshot(&found, Some(&kept.name)));
         Ok(Reverted {
             volume: self.volume(&found)?,
             snapshot: name,
             way,
+            kept: kept.transpose()?,
         })
+    }
+
+    /// Makes sure that there is room for what a revert copies.
+    fn require_room_to_revert(
+        &self,
+        volume: &Volume,
+        pool: &dyn Pool,
+        name: &SnapshotName,
+        replaced: Replaced,
+    ) -> Result<()> {
+        let power = power_of(pool)?;
+        if power.snapshot_cost() == Cost::Instant {
+            return Ok(());
+        }
+        let fail = |source| snapshot_error(volume, name, "revert", source);
+        let content = power.snapshot_content(volume.id, name).map_err(fail)?;
+        let needed = data_bytes(content.as_ref()).map_err(fail)?;
+        let action = || format!("revert volume {}", volume.name);
+        self.ensure_room(pool, needed, action)?;
+        if replaced == Replaced::Discard {
+            return Ok(());
+        }
+        let action = || format!("keep what volume {} holds and revert it", volume.name);
+        data_of(volume, pool)
+            .and_then(|data| self.ensure_room(pool, needed + data, action))
+            .map_err(|source| not_kept(volume, name, source))
+    }
+
+    /// Keeps what a volume holds, where that is wanted, and takes it back to a snapshot.
+    fn go_back(
+        &self,
+        volume: &Volume,
+        power: &dyn Snapshots,
+        name: &SnapshotName,
+        kept: Option<&Planned>,
+    ) -> Result<Way> {
+        if let Some(kept) = kept {
+            kept.take(self, volume, power)
+                .map_err(|source| not_kept(volume, name, source))?;
+        }
+        self.reporter
+            .stage(&format!("reverting {} to {name}", volume.name));
+        let outcome = self.with_room(&volume.pool, || {
+            let mut progress = |done, total| self.reporter.progress(done, total);
+            power
+                .revert(volume.id, name, &mut progress)
+                .map_err(|source| snapshot_error(volume, name, "revert", source))
+        });
+        self.reporter.stage_over();
+        if let (Err(_), Some(kept)) = (&outcome, kept) {
+            // The volume still holds it. Where it cannot be removed, it is one snapshot more.
+            let removed = power.delete_snapshot(volume.id, &kept.name);
+            tracing::debug!(?removed, "removed the snapshot of what was not replaced");
+        }
+        outcome
     }
 
     /// What a guest keeps on several volumes belongs together; one that goes back alone is worth
@@ -329,19 +458,30 @@ impl Engine {
     }
 
     /// Brings the record of a volume that was being reverted, and its description, in line with
-    /// the size that it has.
-    pub(crate) fn settle_revert(&self, id: VolumeId, intent: IntentId) -> Result<()> {
+    /// the size that it has and with how that went.
+    pub(crate) fn settle_revert(&self, id: VolumeId, intent: IntentId, how: Settled) -> Result<()> {
         let mut volume = self.catalogue.read(|session| session.volume(id))?;
         let pool = self.pool(&volume.pool)?;
         let facts = pool
             .facts(id)
             .map_err(|source| pool_error(&volume, "revert", source))?;
         volume.size = facts.size;
+        let there = self.snapshots_of(&volume)?;
+        let history = &mut volume.history;
+        keep_marks_of(&there, history);
+        if how != Settled::AsBefore {
+            history.changed = Some(Timestamp::now());
+        }
+        if how == Settled::Reverted {
+            // What its machine left half done is what was replaced.
+            history.dirty = false;
+        }
         let _: Changed = pool
             .describe(&description(&volume))
             .map_err(|source| pool_error(&volume, "describe", source))?;
         self.catalogue.write(|session| {
             session.set_volume_size(id, facts.size)?;
+            session.set_volume_history(id, &volume.history)?;
             Ok(session.finish(intent)?)
         })
     }
@@ -377,6 +517,21 @@ impl Engine {
         power
             .snapshots(volume.id)
             .map_err(|source| pool_error(volume, "list the snapshots of", source))
+    }
+}
+
+fn not_kept(volume: &Volume, snapshot: &SnapshotName, source: Error) -> Error {
+    Error::StateNotKept {
+        volume: volume.name.clone(),
+        snapshot: snapshot.clone(),
+        source: Box::new(source),
+    }
+}
+
+fn pinned(volume: &Volume, name: &SnapshotName) -> Error {
+    Error::SnapshotPinned {
+        volume: volume.name.clone(),
+        snapshot: name.clone(),
     }
 }
 

@@ -78,7 +78,7 @@ impl Engine {
     }
 
     /// Whether a machine uses a volume whose lock is held, so that this does not change.
-    fn is_in_use(&self, id: VolumeId) -> Result<bool> {
+    pub(crate) fn is_in_use(&self, id: VolumeId) -> Result<bool> {
         let machine = self.catalogue.read(|session| {
             let holder = session.holder_of(id)?;
             holder

@@ -396,6 +396,7 @@ impl Engine {
         }
         if what == Grow::DeviceAndFilesystem {
             self.with_ext4(&held, "grow", filesystems::grow)?;
+            self.note_changed(volume.id)?;
         }
         self.volume(&Reference::from(volume.id.to_string()))
     }
@@ -428,7 +429,7 @@ impl Engine {
         to: Bytes,
         intent: IntentId,
     ) -> Result<()> {
-        let volume = self.catalogue.read(|session| session.volume(id))?;
+        let mut volume = self.catalogue.read(|session| session.volume(id))?;
         let pool = self.pool(&volume.pool)?;
         let fail = |source| pool_error(&volume, "grow", source);
         let real = pool.facts(id).map_err(fail)?.size;
@@ -440,8 +441,17 @@ impl Engine {
         } else {
             from
         };
+        let grown = size != volume.size;
+        volume.size = size;
+        if grown {
+            volume.history.changed = Some(Timestamp::now());
+            let _ = pool
+                .describe(&description(&volume))
+                .map_err(|source| pool_error(&volume, "describe", source))?;
+        }
         self.catalogue.write(|session| {
             session.set_volume_size(id, size)?;
+            session.set_volume_history(id, &volume.history)?;
             Ok(session.finish(intent)?)
         })
     }

@@ -4,6 +4,7 @@ mod care;
 mod clone;
 mod exchange;
 mod moves;
+mod set;
 mod snapshot;
 mod trash;
 
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use anstyle::Style;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use sistemo::history::OriginView;
 use sistemo::model::{Bytes, Filesystem, PoolName, Reference, Timestamp, VolumeName};
 use sistemo::snapshots::VolumeDetails;
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus, VolumeView};
@@ -76,6 +78,15 @@ Example:
         #[arg(value_name = "NEW", value_parser = value::<VolumeName>)]
         name: VolumeName,
     },
+    /// Change what is kept of a volume
+    ///
+    /// Each clean stop of the machine that holds the volume leaves a revision of it; older ones
+    /// beyond the number go. What was asked for or pinned stays.
+    #[command(after_help = "\
+Examples:
+  sistemo volume set pgdata revisions_to_keep=3
+  sistemo volume set pgdata revisions_to_keep=default")]
+    Set(set::Set),
     /// Delete volumes and all that is on them
     ///
     /// Each goes to the trash with its snapshots, as long as its pool keeps one, and can be
@@ -118,12 +129,13 @@ Examples:
     Snapshot(snapshot::Command),
     /// Take a volume back to a snapshot
     ///
-    /// The machine that holds the volume must be stopped. What the volume holds now is lost; its
-    /// snapshots stay. Its size goes back too.
+    /// The machine that holds the volume must be stopped. What the volume holds now is kept as one
+    /// more snapshot, unless --discard is given; its other snapshots stay. Its size goes back too.
     #[command(after_help = "\
 Examples:
   sistemo volume revert pgdata
-  sistemo volume revert pgdata before-upgrade")]
+  sistemo volume revert pgdata before-upgrade
+  sistemo volume revert pgdata before-upgrade --discard -y")]
     Revert(snapshot::Revert),
     /// Write a volume to a file
     ///
@@ -255,6 +267,7 @@ impl Command {
             Command::Show { volume } => output.details(&engine.volume_details(&volume)?),
             Command::Resize(resize) => resize.run(&engine, session),
             Command::Rename { volume, name } => output.one(&engine.rename_volume(&volume, name)?),
+            Command::Set(set) => set.run(&engine, session),
             Command::Delete(delete) => delete.run(&engine, session),
             Command::Trash(command) => command.run(&engine, session),
             Command::Clone(clone) => clone.run(&engine, session),
@@ -392,6 +405,24 @@ impl Shown for VolumeView {
     }
 }
 
+fn revisions_line(number: u32, set_by: &str) -> String {
+    match set_by {
+        "pool" => format!("{number} (as its pool says)"),
+        _ => number.to_string(),
+    }
+}
+
+fn origin_line(origin: &OriginView, outdated: Option<bool>) -> String {
+    let source = origin.volume.as_ref();
+    let source = source.map_or_else(|| origin.volume_id.to_string(), ToString::to_string);
+    let state = match outdated {
+        Some(true) => "outdated",
+        Some(false) => "up to date",
+        None => "which is gone",
+    };
+    format!("{source} as of {:.0} ({state})", origin.as_of)
+}
+
 impl Described for VolumeDetails {
     fn details(&self) -> Details {
         let mut details = Details::default();
@@ -410,15 +441,20 @@ impl Described for VolumeDetails {
         details.maybe("Path", volume.path.as_ref().map(|path| path.display()));
         details.maybe("Attached to", volume.attached_to.as_ref());
         details.if_any("Device", volume.device.as_ref());
-        let snapshots = self.snapshots.iter().flatten();
-        details.several(
-            "Snapshots",
-            snapshots.map(|snapshot| {
-                let alone = snapshot.alone_bytes.map(Bytes::new);
-                let alone = alone.map_or(String::new(), |alone| format!(", {alone} alone"));
-                format!("{} ({:.0}{alone})", snapshot.name, snapshot.created)
-            }),
+        let past = &self.past;
+        if let Some(origin) = &past.origin {
+            details.line("Cloned from", origin_line(origin, past.outdated));
+        }
+        if past.dirty {
+            details.line("Dirty", "yes: its machine did not stop cleanly");
+        }
+        details.maybe(
+            "Revisions to keep",
+            past.revisions_to_keep
+                .map(|number| revisions_line(number, past.revisions_set_by)),
         );
+        let snapshots = self.snapshots.iter().flatten();
+        details.several("Snapshots", snapshots.map(snapshot::line));
         details.line("Created", format!("{:.0}", volume.created));
         details.line("Modified", format!("{:.0}", volume.modified));
         details

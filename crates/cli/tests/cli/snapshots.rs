@@ -44,9 +44,22 @@ fn the_life_of_a_snapshot() {
         "volume snapshot create data --name two -q",
         "volume snapshot ls data",
         "volume show data",
-        "volume revert data",
-        "volume revert data none -y",
-        "volume revert data one -y",
+        "volume revert data --discard",
+        "volume revert data none",
+        "volume revert data one --discard -y",
+        "volume snapshot pin data one",
+        "volume snapshot pin data one",
+        "volume snapshot delete data two one -y",
+        "volume snapshot delete data two none -y",
+        "volume delete data -y",
+        "volume snapshot list data",
+        "volume snapshot unpin data one -q",
+        "volume snapshot unpin data one",
+        "volume set data revisions_to_keep=2",
+        "volume set data revisions_to_keep=-1",
+        "volume set data colour=red",
+        "volume set data revisions_to_keep=1 revisions_to_keep=2",
+        "volume set none revisions_to_keep=1",
         "volume clone data copy",
         "volume clone data copy2 --snapshot none",
         "volume snapshot delete data one",
@@ -58,6 +71,7 @@ fn the_life_of_a_snapshot() {
     // How the data is kept depends on where the tests run.
     let scene = scene
         .replace("(reflink)", "(copied)")
+        .replace("16 MB  0 B\n", "16 MB  —\n")
         .replace("cloned data to copy (copied)", "copied data to copy: 0 B");
     environment.assert_snapshot("the_life_of_a_snapshot", &scene);
 }
@@ -79,6 +93,42 @@ fn a_volume_goes_back_and_its_clone_does_not() {
     assert_eq!(shown["snapshots"][0]["name"], "one");
     assert_eq!(shown["snapshots"][0]["size_mb"], 16);
     assert_eq!(shown["name"], "data");
+}
+
+#[test]
+fn what_a_revert_replaces_is_kept_and_nobody_is_asked() {
+    let environment = with_data();
+    environment.ok("volume snapshot create data --name one");
+    write(&environment, "later");
+    let reverted = environment.ok("volume revert data -o json");
+    let kept = reverted.json()["kept_as"].as_str().unwrap().to_owned();
+    let told = format!("what it held is kept as {kept}");
+    assert!(reverted.stderr.contains(&told), "{}", reverted.stderr);
+    let shown = environment.ok("volume show data -o json").json();
+    assert_eq!(shown["snapshots"][1]["name"], kept.as_str());
+    assert_eq!(shown["snapshots"][1]["kind"], "replaced");
+    assert_eq!(shown["dirty"], false);
+    assert_eq!(word(&environment, "data"), "first");
+    environment.ok(&format!("volume revert data {kept} --discard -y"));
+    assert_eq!(word(&environment, "data"), "later");
+}
+
+#[test]
+fn a_volume_says_what_is_kept_of_it_and_a_clone_what_it_is_of() {
+    let environment = with_data();
+    environment.ok("volume set data revisions_to_keep=2");
+    let shown = environment.ok("volume show data -o json").json();
+    assert_eq!(shown["revisions_to_keep"], 2);
+    assert_eq!(shown["revisions_set_by"], "volume");
+    assert!(shown["outdated"].is_null() && shown["origin"].is_null());
+    environment.ok("volume clone data copy");
+    let shown = environment.ok("volume show copy -o json").json();
+    assert_eq!(shown["origin"]["volume"], "data");
+    assert_eq!(shown["outdated"], false);
+    assert_eq!(shown["revisions_set_by"], "pool");
+    environment.ok("volume resize data 32M");
+    let table = environment.ok("volume show copy").stdout;
+    assert!(table.contains("(outdated)"), "{table}");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use sistemo_model::{
 };
 
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Result, causes};
+use crate::reporter::Notice;
 use crate::volumes::pool_error;
 
 /// Records that a machine has stopped, what that says about the volumes it could write to, and
@@ -104,12 +105,16 @@ impl Engine {
         }
     }
 
-    /// Does what belongs to a stop for one volume, whose lock is held: closes it in its pool, and
-    /// brings its description in line. Returns what was done.
+    /// Does what belongs to a stop for one volume, whose lock is held: closes it in its pool,
+    /// keeps a revision where the machine left it clean, and brings its description in line.
+    /// Returns what was done.
+    ///
+    /// A revision that cannot be kept is told of and given up.
     pub(crate) fn after_stop(
         &self,
         id: VolumeId,
         stopped: Timestamp,
+        clean: bool,
         intent: IntentId,
     ) -> Result<String> {
         let all = self.catalogue.read(|session| session.all_volumes())?;
@@ -119,10 +124,17 @@ impl Engine {
             self.catalogue.write(|session| session.finish(intent))?;
             return Ok("forgot the stop of a machine whose volume is gone".to_owned());
         };
-        if volume.history.changed == Some(stopped) {
+        // What has changed since is not what the machine left.
+        if volume.history.changed == Some(stopped) && !self.is_in_use(id)? {
             let pool = self.pool(&volume.pool)?;
             pool.close(id)
                 .map_err(|source| pool_error(&volume, "close", source))?;
+            if clean && let Err(error) = self.leave_revision(&volume, stopped) {
+                self.reporter.notice(&Notice::NoRevision {
+                    volume: volume.name.clone(),
+                    reason: causes(&error).join(": "),
+                });
+            }
         }
         self.settle_description(id, intent)?;
         Ok(format!(

@@ -387,7 +387,11 @@ fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
         assert!(check(&engine, "data").is_sound());
 
         engine
-            .revert_volume(&reference("data"), Some(&kept))
+            .revert_volume(
+                &reference("data"),
+                Some(&kept),
+                sistemo::snapshots::Replaced::Discard,
+            )
             .unwrap();
         let (verdict, _) = filesystem(&check(&engine, "data"));
         assert_eq!(verdict, Verdict::Damaged, "it is as it was");

@@ -11,6 +11,7 @@ mod clones;
 mod exchange;
 mod exchange_formats;
 mod fixture;
+mod history;
 mod image_copies;
 mod images;
 mod machine_clones;

@@ -168,7 +168,11 @@ fn with_a_past(house: &House, engine: &Engine, pool: &PoolName, volume: &str) ->
     clear(house, engine, volume, 100_000, 100_000);
     keep(engine, volume, "large");
     engine
-        .revert_volume(&reference(volume), Some(&name("first")))
+        .revert_volume(
+            &reference(volume),
+            Some(&name("first")),
+            sistemo::snapshots::Replaced::Discard,
+        )
         .unwrap();
     write(house, engine, volume, MIB, &[3; 4096]);
     keep(engine, volume, "back");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sistemo::images::NewImport;
 use sistemo::machines::{StopRequest, Wait};
-use sistemo::model::MachineName;
+use sistemo::model::{MachineName, SnapshotKind};
 use sistemo::{Engine, Notice};
 use sistemo_host::process::{Ending, ProcessIdentity};
 use sistemo_host::program::{self, Program};
@@ -36,6 +36,10 @@ struct Kept {
     content: Option<Content>,
     /// Its snapshots by name, each with the size and content that it keeps.
     snapshots: BTreeMap<String, (u64, Option<Content>)>,
+    /// Those of them that are pinned.
+    pinned: BTreeSet<String>,
+    /// The size that it had before it was taken back, where that was kept.
+    replaced: Option<u64>,
 }
 
 /// A word written over and over, for [`PATTERN`] bytes.
@@ -43,6 +47,16 @@ struct Kept {
 struct Content {
     word: String,
     from: u64,
+}
+
+impl Kept {
+    fn pin(&mut self, how: &str, snapshot: &str) {
+        let changed = match how {
+            "pin" => self.pinned.insert(snapshot.to_owned()),
+            _ => self.pinned.remove(snapshot),
+        };
+        assert!(changed, "{how} {snapshot}");
+    }
 }
 
 impl World {
@@ -55,6 +69,8 @@ impl World {
             machine: None,
             content: None,
             snapshots: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+            replaced: None,
         };
         match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["create", name, size] => {
@@ -70,8 +86,10 @@ impl World {
             ["unsnapshot", name, snapshot] => {
                 self.volume(name).snapshots.remove(snapshot).unwrap();
             }
-            ["revert", name, snapshot] => {
+            [how @ ("pin" | "unpin"), name, snapshot] => self.volume(name).pin(how, snapshot),
+            [how @ ("revert" | "revert-keeping"), name, snapshot] => {
                 let volume = self.volume(name);
+                volume.replaced = (how == "revert-keeping").then_some(volume.size_mb);
                 (volume.size_mb, volume.content) = volume.snapshots[snapshot].clone();
             }
             ["clone-now", name] => {
@@ -241,13 +259,29 @@ impl World {
                 return Err(format!("volume {} has lost its content", volume.name));
             }
             let there = engine.snapshots(&reference(volume.name.as_str())).unwrap();
+            let (replaced, there): (Vec<_>, Vec<_>) = there
+                .into_iter()
+                .partition(|snapshot| snapshot.kind == SnapshotKind::Replaced);
             let there: Vec<_> = there
                 .iter()
-                .map(|snapshot| snapshot.name.as_str())
+                .map(|snapshot| (snapshot.name.as_str(), snapshot.pinned))
                 .collect();
-            let expected: Vec<_> = kept.snapshots.keys().map(String::as_str).collect();
+            let expected: Vec<_> = kept
+                .snapshots
+                .keys()
+                .map(|name| (name.as_str(), kept.pinned.contains(name)))
+                .collect();
             if there != expected {
                 return Err(format!("snapshots {there:?} of {}", volume.name));
+            }
+            let replaced: Vec<_> = replaced.iter().map(|snapshot| snapshot.size_mb).collect();
+            let as_expected = match kept.replaced {
+                Some(size) => replaced == [size],
+                // A revert that was killed may have kept what it did not replace.
+                None => replaced.is_empty() || replaced == [kept.size_mb],
+            };
+            if !as_expected {
+                return Err(format!("{replaced:?} was replaced in {}", volume.name));
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use sistemo::exchange::Export;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
 use sistemo::model::{Access, Bytes, PauseCause, PoolName, SnapshotName, StopHow};
 use sistemo::pools::NewPool;
+use sistemo::snapshots::Replaced;
 use sistemo::{Engine, Error, Notice, Way};
 use sistemo_catalog::{Catalogue, Intent};
 use sistemo_host::directory::Directory;
@@ -559,7 +560,9 @@ fn a_volume_in_use_is_read_from_its_snapshots_alone() {
         assert_eq!(error.to_string(), text);
     }
     let taken = engine.take_snapshot(&reference("data"), None).unwrap();
-    let error = engine.revert_volume(&reference("data"), None).unwrap_err();
+    let error = engine
+        .revert_volume(&reference("data"), None, Replaced::Discard)
+        .unwrap_err();
     assert!(matches!(error, Error::MachineActive { .. }), "{error}");
     let export = Export {
         snapshot: Some(taken.snapshot.name),

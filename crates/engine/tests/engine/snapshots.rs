@@ -2,6 +2,7 @@
 
 use sistemo::clones::NewClone;
 use sistemo::model::{Bytes, SnapshotName};
+use sistemo::snapshots::Replaced;
 use sistemo::volumes::Grow;
 use sistemo::{Engine, Error, Notice};
 use sistemo_catalog::{Catalogue, Intent};
@@ -44,7 +45,8 @@ fn a_volume_goes_back_to_its_snapshot_with_its_size() {
         take(&engine, data, "one");
         write_into(&made, 5 * MIB, b"changed");
         grow(&engine, data, 32);
-        let reverted = engine.revert_volume(&reference(data), Some(&name("one")));
+        let reverted =
+            engine.revert_volume(&reference(data), Some(&name("one")), Replaced::Discard);
         let reverted = reverted.unwrap();
         assert_eq!(reverted.volume.size_bytes, 16 * MIB);
         assert_eq!(reverted.volume.reason, None);
@@ -92,7 +94,9 @@ fn without_a_name_it_is_the_newest() {
         take(&engine, "data", std::str::from_utf8(word).unwrap());
     }
     write_into(&data, MIB, b"wrong");
-    let reverted = engine.revert_volume(&reference("data"), None).unwrap();
+    let reverted = engine
+        .revert_volume(&reference("data"), None, Replaced::Discard)
+        .unwrap();
     assert_eq!(reverted.snapshot, name("later"));
     assert!(holds(&reverted.volume, MIB, b"later"));
 }
@@ -125,7 +129,9 @@ fn what_is_not_there_is_named() {
     let none = name("none");
     for (error, text) in [
         (
-            engine.revert_volume(&data, Some(&none)).unwrap_err(),
+            engine
+                .revert_volume(&data, Some(&none), Replaced::Discard)
+                .unwrap_err(),
             "volume data has no snapshot none",
         ),
         (
@@ -133,7 +139,9 @@ fn what_is_not_there_is_named() {
             "volume data has no snapshot none",
         ),
         (
-            engine.revert_volume(&data, None).unwrap_err(),
+            engine
+                .revert_volume(&data, None, Replaced::Discard)
+                .unwrap_err(),
             "volume data has no snapshots",
         ),
     ] {
@@ -156,7 +164,7 @@ fn a_snapshot_goes_and_the_others_stay() {
     assert_eq!(names(&engine, "data"), ["one", "three"]);
     assert!(holds(&data, MIB, b"data"));
     engine
-        .revert_volume(&reference("data"), Some(&name("one")))
+        .revert_volume(&reference("data"), Some(&name("one")), Replaced::Discard)
         .unwrap();
 }
 
@@ -185,7 +193,9 @@ fn a_volume_that_goes_back_alone_is_worth_a_word() {
         .unwrap();
     take(&engine, "data", "one");
     house.notices();
-    engine.revert_volume(&reference("data"), None).unwrap();
+    engine
+        .revert_volume(&reference("data"), None, Replaced::Discard)
+        .unwrap();
     let notices = house.notices();
     assert!(
         matches!(notices.as_slice(), [Notice::RevertedAlone { .. }]),
@@ -206,7 +216,9 @@ fn a_revert_that_was_killed_leaves_the_size_that_the_volume_has() {
         let description = path.with_extension("json");
         let larger = std::fs::read(&description).unwrap();
         if reverted {
-            engine.revert_volume(&reference("data"), None).unwrap();
+            engine
+                .revert_volume(&reference("data"), None, Replaced::Discard)
+                .unwrap();
             sistemo_host::directory::split(&description)
                 .and_then(|(directory, name)| directory.replace(&name, &larger))
                 .unwrap();

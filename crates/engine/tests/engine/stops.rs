@@ -9,23 +9,23 @@ use sistemo_testkit::Action;
 use crate::fixture::{House, reference, start, volume, wait_until};
 use crate::running::{GRACEFUL, console_shows, guest, kill, monitors, wait_for_end};
 
-fn record(house: &House, name: &str) -> Volume {
+pub(crate) fn record(house: &House, name: &str) -> Volume {
     let catalogue = Catalogue::open(&house.data_dir()).unwrap();
     catalogue
         .read(|session| session.find_volume(&reference(name)))
         .unwrap()
 }
 
-fn history(house: &House, name: &str) -> History {
+pub(crate) fn history(house: &House, name: &str) -> History {
     record(house, name).history
 }
 
-fn stop(engine: &Engine, how: StopRequest) {
+pub(crate) fn stop(engine: &Engine, how: StopRequest) {
     let _stopped = engine.stop_machine(&reference("m"), how).unwrap();
 }
 
 /// Whether nothing is left to be done.
-fn settled(house: &House) -> bool {
+pub(crate) fn settled(house: &House) -> bool {
     let catalogue = Catalogue::open(&house.data_dir()).unwrap();
     catalogue
         .read(|session| session.intents())
@@ -34,7 +34,7 @@ fn settled(house: &House) -> bool {
 }
 
 /// Whether the description beside a volume says what the catalogue does.
-fn described(house: &House, name: &str) -> bool {
+pub(crate) fn described(house: &House, name: &str) -> bool {
     let record = record(house, name);
     let file = house.data_dir().join(format!("volumes/{}.json", record.id));
     let text = std::fs::read(file).unwrap();

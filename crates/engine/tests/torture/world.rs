@@ -387,7 +387,11 @@ impl World {
                 let _ = taken.map_err(fail)?;
             }
             Step::Revert { id, name } => {
-                let reverted = engine.revert_volume(&self.reference(*id), Some(name));
+                let reverted = engine.revert_volume(
+                    &self.reference(*id),
+                    Some(name),
+                    sistemo::snapshots::Replaced::Discard,
+                );
                 let _ = reverted.map_err(fail)?;
             }
             Step::DeleteSnapshot { id, name } => {

@@ -3,9 +3,12 @@
 use std::collections::HashSet;
 
 use clap::{Args, Subcommand};
-use sistemo::model::{Bytes, Reference, SnapshotName};
-use sistemo::snapshots::SnapshotView;
-use sistemo::{Engine, Kind};
+use serde::Serialize;
+use sistemo::history::Pin;
+use sistemo::model::{Bytes, Reference, SnapshotKind, SnapshotName};
+use sistemo::snapshots::{Replaced, SnapshotView};
+use sistemo::volumes::VolumeView;
+use sistemo::{Changed, Engine, Kind};
 
 use crate::arguments::{reference, value};
 use crate::confirmation::{Beforehand, BeforehandOfLoss};
@@ -41,9 +44,19 @@ Examples:
         #[arg(value_name = "VOLUME", value_parser = reference)]
         volume: Reference,
     },
+    /// Pin a snapshot, so that it stays
+    ///
+    /// What is pinned is neither rotated away nor deleted, and its volume is not deleted either.
+    #[command(after_help = "\
+Example:
+  sistemo volume snapshot pin pgdata before-upgrade")]
+    Pin(Named),
+    /// Take the pin out of a snapshot
+    Unpin(Named),
     /// Delete snapshots of a volume
     ///
-    /// The volume, its other snapshots and its clones stay as they are.
+    /// The volume, its other snapshots and its clones stay as they are. Either all of them can be
+    /// deleted, or none is; a pinned one cannot.
     #[command(
         visible_alias = "rm",
         after_help = "\
@@ -51,6 +64,17 @@ Example:
   sistemo volume snapshot delete pgdata before-upgrade"
     )]
     Delete(Delete),
+}
+
+/// What `volume snapshot pin` and `unpin` take.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// The volume's name, ID, or the first 8 or more characters of its ID
+    #[arg(value_name = "VOLUME", value_parser = reference)]
+    volume: Reference,
+    /// The snapshot's name
+    #[arg(value_name = "SNAPSHOT", value_parser = value::<SnapshotName>)]
+    snapshot: SnapshotName,
 }
 
 /// What `volume snapshot delete` takes.
@@ -75,6 +99,9 @@ pub(crate) struct Revert {
     /// The snapshot; without one, the newest
     #[arg(value_name = "SNAPSHOT", value_parser = value::<SnapshotName>)]
     snapshot: Option<SnapshotName>,
+    /// Lose what the volume holds now, instead of keeping it as a snapshot
+    #[arg(long)]
+    discard: bool,
     #[command(flatten)]
     beforehand: BeforehandOfLoss,
 }
@@ -93,8 +120,26 @@ impl Command {
                 &engine.snapshots(&volume)?,
                 "no snapshots yet; make one with `sistemo volume snapshot create VOLUME`",
             ),
+            Command::Pin(named) => named.pin(Pin::In, engine, session),
+            Command::Unpin(named) => named.pin(Pin::Out, engine, session),
             Command::Delete(delete) => delete.run(engine, session),
         }
+    }
+}
+
+impl Named {
+    fn pin(self, pin: Pin, engine: &Engine, session: &Session) -> Result<(), Failure> {
+        let (snapshot, changed) = engine.pin_snapshot(&self.volume, &self.snapshot, pin)?;
+        let name = &snapshot.name;
+        if changed == Changed::No {
+            let state = if pin == Pin::In {
+                "pinned already"
+            } else {
+                "not pinned"
+            };
+            session.output.note(&format!("snapshot {name} is {state}"));
+        }
+        session.output.one(&snapshot)
     }
 }
 
@@ -106,7 +151,7 @@ impl Delete {
         let mut seen = HashSet::new();
         let mut lost = Vec::new();
         for name in &self.snapshots {
-            let snapshot = engine.snapshot(&reference, Some(name))?;
+            let snapshot = engine.check_snapshot_deletable(&reference, name)?;
             if !seen.insert(name) {
                 return Err(Failure::Repeated {
                     kind: Kind::Snapshot,
@@ -141,16 +186,60 @@ impl Revert {
         let reference = Reference::from(volume.id.to_string());
         let snapshot = engine.snapshot(&reference, self.snapshot.as_ref())?;
         let (name, to, taken) = (&volume.name, &snapshot.name, snapshot.created);
-        self.beforehand.confirm(
-            &format!("Revert volume {name} to {to} ({taken:.0}) and lose what it holds now?"),
-            &format!("what volume {name} holds now would be lost"),
-        )?;
-        let reverted = engine.revert_volume(&reference, Some(&snapshot.name))?;
-        session
-            .output
-            .note(&format!("reverted {name} to {to} ({})", reverted.way));
-        session.output.one(&reverted.volume)
+        let replaced = if self.discard {
+            self.beforehand.confirm(
+                &format!("Revert volume {name} to {to} ({taken:.0}) and lose what it holds now?"),
+                &format!("what volume {name} holds now would be lost"),
+            )?;
+            Replaced::Discard
+        } else {
+            // Nothing is lost, so nobody is asked.
+            Replaced::Keep
+        };
+        let reverted = engine.revert_volume(&reference, Some(&snapshot.name), replaced)?;
+        let kept = reverted.kept.map(|kept| kept.name);
+        let what_was = kept.as_ref().map_or_else(String::new, |kept| {
+            format!("; what it held is kept as {kept}")
+        });
+        session.output.note(&format!(
+            "reverted {name} to {to} ({}){what_was}",
+            reverted.way
+        ));
+        session.output.one(&Back {
+            volume: reverted.volume,
+            kept_as: kept,
+        })
     }
+}
+
+/// A volume that was taken back.
+#[derive(Serialize)]
+struct Back {
+    #[serde(flatten)]
+    volume: VolumeView,
+    kept_as: Option<SnapshotName>,
+}
+
+impl Shown for Back {
+    fn table(reverted: &[Back]) -> Table {
+        let volumes: Vec<_> = reverted.iter().map(|it| it.volume.clone()).collect();
+        VolumeView::table(&volumes)
+    }
+}
+
+/// One snapshot among the details of its volume.
+pub(super) fn line(snapshot: &SnapshotView) -> String {
+    let mut about = vec![format!("{:.0}", snapshot.created)];
+    if snapshot.kind != SnapshotKind::Requested {
+        about.push(snapshot.kind.to_string());
+    }
+    if snapshot.pinned {
+        about.push("pinned".to_owned());
+    }
+    if let Some(alone) = snapshot.alone_bytes {
+        about.push(format!("{} alone", Bytes::new(alone)));
+    }
+    format!("{} ({})", snapshot.name, about.join(", "))
 }
 
 impl Shown for SnapshotView {
@@ -158,13 +247,19 @@ impl Shown for SnapshotView {
         let mut table = Table::new(vec![
             Column::at_least("NAME", 15),
             Column::at_least("CREATED", 20),
-            Column::new("SIZE"),
+            Column::at_least("KIND", 9),
+            Column::at_least("PINNED", 6),
+            Column::at_least("SIZE", 5),
+            Column::new("ALONE"),
         ]);
         for snapshot in snapshots {
             table.row(vec![
                 Cell::new(&snapshot.name),
                 Cell::new(format!("{:.0}", snapshot.created)),
+                Cell::new(snapshot.kind),
+                Cell::new(if snapshot.pinned { "yes" } else { "no" }),
                 Cell::new(Bytes::new(snapshot.size_bytes)),
+                Cell::maybe(snapshot.alone_bytes.map(Bytes::new)),
             ]);
         }
         table
