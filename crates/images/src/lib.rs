@@ -16,6 +16,9 @@
 //! description goes before the content: whatever is killed, an image is there or not. Content
 //! and build directories that no description names are what a killed process left; they are
 //! removed at the next build or import.
+//!
+//! Disks come in files of several formats, and go into such files: [`DiskFile`] is one that was
+//! read before any program opened it, [`Written`] one that is to be made.
 
 mod debian;
 mod disk_file;

@@ -42,8 +42,9 @@ Examples:
     /// The image holds all that the volume does, and boots the same kernel where that does. The
     /// machine that holds the volume must be stopped, unless an image is made of a snapshot.
     ///
-    /// A machine deployed from it has a machine ID, SSH host keys and a name of its own. All else
-    /// that was left on the volume is in the image: passwords, tokens, other keys, logs.
+    /// A machine deployed from it has a machine ID, SSH host keys and a name of its own, unless it
+    /// boots by firmware. All else that was left on the volume is in the image: passwords, tokens,
+    /// other keys, logs.
     #[command(after_help = "\
 Examples:
   sistemo image create --from-volume db1-root --name golden

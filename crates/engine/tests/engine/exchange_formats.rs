@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sistemo::exchange::{Checksum, Export, Imported, NewImported};
-use sistemo::images::{ImageView, NewOfVolume};
+use sistemo::images::{ImageView, NewImport, NewOfVolume};
+use sistemo::machines::Storage;
 use sistemo::model::{Bytes, Digest, Filesystem, ImageName, PoolName};
 use sistemo::pools::NewPool;
 use sistemo::{Engine, Error, ImageError, ImageFormat};
@@ -14,7 +15,9 @@ use sistemo_host::program::Program;
 use sistemo_testkit::filesystem::{LoopFilesystem, LoopKind};
 use sistemo_testkit::{Requirement, met};
 
-use crate::fixture::{House, MIB, files_in, holds, pool_on, reference, volume_in, write_into};
+use crate::fixture::{
+    House, MIB, files_in, holds, plan, pool_on, reference, volume_in, write_into,
+};
 
 const FORMATS: [ImageFormat; 4] = [
     ImageFormat::Qcow2,
@@ -424,7 +427,7 @@ fn a_volume_with_other_bytes_than_were_expected_is_not_made() {
 }
 
 #[test]
-fn an_image_of_a_volume_holds_what_it_did_and_boots_what_it_does() {
+fn an_image_of_a_volume_holds_what_it_did() {
     let house = House::new();
     let engine = house.engine();
     let data = volume_in(&engine, &"default".parse().unwrap(), "data", 16);
@@ -460,4 +463,39 @@ fn an_image_of_a_volume_holds_what_it_did_and_boots_what_it_does() {
     let name: ImageName = "now".parse().unwrap();
     assert_eq!(engine.image(&name).unwrap(), now);
     assert_eq!(engine.images().unwrap().len(), 2);
+}
+
+#[test]
+fn an_image_of_a_root_volume_keeps_its_kernel() {
+    let house = House::new();
+    let engine = house.engine();
+    let (root, kernel) = (house.path("root.raw"), house.path("vmlinuz"));
+    File::create(&root).unwrap().set_len(16 * MIB).unwrap();
+    File::create(&kernel).unwrap().write_all(b"kernel").unwrap();
+    let import = NewImport {
+        file: root,
+        name: "first".parse().unwrap(),
+        kernel: Some(kernel),
+        initrd: None,
+        format: None,
+        pool: None,
+    };
+    let first = engine.import_image(import).unwrap();
+    engine.deploy(&plan("first", "m")).unwrap();
+    let new = NewOfVolume {
+        volume: reference("m-root"),
+        snapshot: None,
+        name: "golden".parse().unwrap(),
+        pool: None,
+    };
+    let golden = engine.create_image(&new).unwrap();
+    assert_eq!(golden.kernel, first.kernel);
+    // It is the only one now that boots the kernel.
+    engine
+        .delete_machine(&reference("m"), Storage::RemoveRoot)
+        .unwrap();
+    engine.delete_image(&first.name).unwrap();
+    let kept = house.data_dir().join("kernels");
+    let kept = kept.join(golden.kernel.unwrap().as_str());
+    assert_eq!(fs::read(kept).unwrap(), b"kernel");
 }
