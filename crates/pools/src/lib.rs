@@ -43,8 +43,9 @@ pub use config::{
 };
 pub use content::Content;
 pub use contract::{
-    Clones, Cost, Draft, Facts, Flaw, Format, Found, LiveCopies, LiveDisk, LiveDiskError, Location,
-    Origin, OwnFilesystem, Pool, Progress, Sharing, Snapshot, SnapshotDraft, Snapshots, Usage, Way,
+    Clones, Cost, Draft, Facts, Flaw, Format, Found, LiveCopies, LiveDisk, LiveDiskError,
+    LiveSwitches, Location, Origin, OwnFilesystem, Pool, PreparedSnapshot, Progress, Sharing,
+    Snapshot, SnapshotDraft, Snapshots, Usage, Way,
 };
 pub use description::Description;
 pub use error::PoolError;

@@ -64,6 +64,7 @@ mod image;
 mod layers;
 mod names;
 mod shorten;
+mod switching;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

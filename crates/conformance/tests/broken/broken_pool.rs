@@ -13,8 +13,8 @@ use sistemo_host::sparse::{CopyPath, Extent};
 use sistemo_model::{Access, Bytes, Filesystem, PoolName, Role, SnapshotName, Timestamp, VolumeId};
 use sistemo_pools::{
     Clones, Content, Cost, Description, Draft, Facts, FilePool, FirstUse, Flaw, Format, Found,
-    LiveCopies, LiveDisk, Location, Origin, OwnFilesystem, Pool, PoolError, Progress, Sharing,
-    Snapshot, Snapshots, Usage, Way,
+    LiveCopies, LiveDisk, LiveSwitches, Location, Origin, OwnFilesystem, Pool, PoolError, Progress,
+    Sharing, Snapshot, Snapshots, Usage, Way,
 };
 
 /// How a pool is broken.
@@ -447,6 +447,10 @@ impl Snapshots for BrokenPool {
     }
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
+    }
+
+    fn live_switches(&self) -> Option<&dyn LiveSwitches> {
         None
     }
 }

@@ -11,7 +11,7 @@ use sistemo_model::{
     Access, Machine, MachineName, MachineState, PoolName, Reference, SnapshotName, Timestamp,
     Volume, VolumeId, VolumeName,
 };
-use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, Way};
+use sistemo_pools::{Cost, LiveDisk, Pool, PoolError, PreparedSnapshot, Way};
 use sistemo_vmm::Control;
 
 use super::live::ControlledDisk;
@@ -269,9 +269,17 @@ impl Engine {
         let copied = volumes.iter().filter(|kept| kept.how == How::Copied);
         let copied: Vec<ToCopy<'_>> = copied.filter_map(to_copy).collect();
         let copying = self.prepare_copies(machine, &copied, wanted.name, wanted.created)?;
+        let mut prepared = match self.prepare_switches(machine, volumes, wanted) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.abandon_copies(machine, &copying);
+                return Err(error);
+            }
+        };
         let positions: Vec<u8> = volumes.iter().map(|kept| kept.position).collect();
         let still = self.while_still(machine, &positions, |control| {
-            self.keep_held(machine, volumes, wanted, &copying, control)
+            let (prepared, copying) = (&mut prepared, &copying);
+            self.keep_held(machine, volumes, wanted, prepared, copying, control)
         });
         let still = match still {
             Ok(still) => still,
@@ -282,8 +290,41 @@ impl Engine {
         };
         // Nothing more is wanted of the machine: whoever wants to stop it may.
         held.release_machine(machine.id);
+        for (kept, prepared) in volumes.iter().zip(prepared) {
+            if let Some(prepared) = prepared
+                && let Err(source) = prepared.commit()
+            {
+                self.abandon_copies(machine, &copying);
+                let (volume, name) = (&kept.volume, wanted.name);
+                return Err(snapshot_error(volume, name, "keep a snapshot of", source));
+            }
+        }
         self.complete_copies(machine, copying)?;
         Ok((still.done, still.pause, still.frozen))
+    }
+
+    /// Does beforehand what can be, for those volumes whose pool can have that.
+    fn prepare_switches<'a>(
+        &self,
+        machine: &Machine,
+        volumes: &'a [ToKeep],
+        wanted: &Wanted<'_>,
+    ) -> Result<Vec<Option<Box<dyn PreparedSnapshot + 'a>>>> {
+        let mut control = self.connect(machine, "look at")?;
+        let shared: Mutex<&mut dyn Control> = Mutex::new(control.as_mut());
+        let mut progress = |done, total| self.reporter.progress(done, total);
+        let prepare = |kept: &'a ToKeep| {
+            let Some(power) = power_of(kept.pool.as_ref())?.live_switches() else {
+                return Ok(None);
+            };
+            let (volume, name) = (&kept.volume, wanted.name);
+            let mut disk = ControlledDisk::shared(&shared, kept.position);
+            power
+                .prepare_snapshot(volume.id, name, wanted.created, &mut disk, &mut progress)
+                .map(Some)
+                .map_err(|source| snapshot_error(volume, name, "keep a snapshot of", source))
+        };
+        volumes.iter().map(prepare).collect()
     }
 
     /// Keeps the volumes of a machine whose processors are held.
@@ -292,15 +333,26 @@ impl Engine {
         machine: &Machine,
         volumes: &[ToKeep],
         wanted: &Wanted<'_>,
+        prepared: &mut [Option<Box<dyn PreparedSnapshot + '_>>],
         copying: &Copying<'_>,
         control: &mut dyn Control,
     ) -> Result<Vec<Way>> {
         let shared = Mutex::new(control);
-        let instant = volumes.iter().filter(|kept| kept.how == How::Instantly);
+        for (kept, prepared) in volumes.iter().zip(prepared.iter_mut()) {
+            let Some(prepared) = prepared else { continue };
+            let mut disk = ControlledDisk::shared(&shared, kept.position);
+            prepared.take(&mut disk).map_err(|source| {
+                snapshot_error(&kept.volume, wanted.name, "keep a snapshot of", source)
+            })?;
+        }
+        let at_once = |(kept, prepared): &(&ToKeep, &mut Option<_>)| {
+            kept.how == How::Instantly && prepared.is_none()
+        };
+        let instant = volumes.iter().zip(prepared.iter_mut()).filter(at_once);
         // Side by side: each waits for the host's disk more than for anything else.
         let outcomes: Vec<Result<Way>> = std::thread::scope(|scope| {
             let begun: Vec<_> = instant
-                .map(|kept| {
+                .map(|(kept, _)| {
                     let mut disk = ControlledDisk::shared(&shared, kept.position);
                     scope.spawn(move || kept.take(wanted, Some(&mut disk), &mut |_, _| {}))
                 })
@@ -327,7 +379,9 @@ impl Engine {
         let mut progress = |done, total| self.reporter.progress(done, total);
         volumes
             .iter()
-            .map(|kept| match kept.how {
+            .zip(prepared)
+            .map(|(kept, prepared)| match kept.how {
+                How::Instantly if prepared.is_some() => Ok(Way::Overlay),
                 How::Instantly => Ok(instant.next().unwrap_or(Way::Native)),
                 How::Copied => Ok(Way::Copied),
                 How::Held => kept.take(wanted, None, &mut progress),

@@ -15,7 +15,8 @@ use super::workplace::Workplace;
 use super::{BtrfsPool, Data, Stat, names};
 use crate::content::RawContent;
 use crate::contract::{
-    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Progress, Snapshot, Snapshots, Way,
+    Clones, Cost, LiveCopies, LiveDisk, LiveSwitches, Location, Origin, Progress, Snapshot,
+    Snapshots, Way,
 };
 use crate::{Content, Description, Pool, PoolError, place};
 
@@ -340,6 +341,10 @@ impl Snapshots for BtrfsPool {
     }
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
+    }
+
+    fn live_switches(&self) -> Option<&dyn LiveSwitches> {
         None
     }
 }

@@ -42,8 +42,8 @@ use sistemo_host::sparse::CopyPath;
 use sistemo_model::{Access, Bytes, PoolName, SnapshotName, VolumeId};
 
 pub use self::powers::{
-    Clones, Cost, LiveCopies, LiveDisk, LiveDiskError, Origin, OwnFilesystem, Progress, Snapshot,
-    SnapshotDraft, Snapshots, Way,
+    Clones, Cost, LiveCopies, LiveDisk, LiveDiskError, LiveSwitches, Origin, OwnFilesystem,
+    PreparedSnapshot, Progress, Snapshot, SnapshotDraft, Snapshots, Way,
 };
 
 use crate::{Content, Description, PoolError};

@@ -207,6 +207,46 @@ pub trait Snapshots {
     /// Its power to have snapshots of running machines' volumes written by their VMMs, where it
     /// has it: where a snapshot is a copy.
     fn live_copies(&self) -> Option<&dyn LiveCopies>;
+
+    /// Its power to do most of what a snapshot of a running machine's volume takes before and
+    /// after the instant that it is of, where it has it.
+    fn live_switches(&self) -> Option<&dyn LiveSwitches>;
+}
+
+/// Keeps a running machine's volume by having the machine write to another file from an instant
+/// on, of which all else that this takes is kept away.
+pub trait LiveSwitches {
+    /// Makes everything ready for a snapshot that is to be taken at `created`, about. The machine
+    /// goes on as it was; several volumes of a pool can be ready at once.
+    ///
+    /// A crash leaves nothing that matters, as [`Snapshots::take_snapshot`] says.
+    ///
+    /// # Errors
+    /// As [`Snapshots::take_snapshot`].
+    fn prepare_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+        created: Timestamp,
+        disk: &mut dyn LiveDisk,
+        progress: Progress<'_>,
+    ) -> Result<Box<dyn PreparedSnapshot + '_>, PoolError>;
+}
+
+/// A snapshot that can be taken within milliseconds. Dropped, it leaves nothing, except that a
+/// machine which was switched writes on to where it was switched to.
+pub trait PreparedSnapshot: Send {
+    /// Takes it: it holds what the volume holds now. It does not exist yet.
+    ///
+    /// # Errors
+    /// [`PoolError::LiveDisk`] where the machine's VMM refused its part.
+    fn take(&mut self, disk: &mut dyn LiveDisk) -> Result<(), PoolError>;
+
+    /// Makes a snapshot that was taken exist, durably.
+    ///
+    /// # Errors
+    /// Where the pool cannot be written; no snapshot is left then.
+    fn commit(self: Box<Self>) -> Result<(), PoolError>;
 }
 
 /// Has the VMM of a running machine write the copy that a snapshot is, so that the machine need

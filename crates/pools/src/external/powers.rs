@@ -8,7 +8,8 @@ use super::fault::DriverFault;
 use super::pool::ExternalPool;
 use super::protocol::{ChangedAnswer, LocationAnswer, Operation, SnapshotsAnswer, WayAnswer};
 use crate::contract::{
-    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Pool, Progress, Snapshot, Snapshots, Way,
+    Clones, Cost, LiveCopies, LiveDisk, LiveSwitches, Location, Origin, Pool, Progress, Snapshot,
+    Snapshots, Way,
 };
 use crate::{Content, Description, PoolError, place};
 
@@ -236,6 +237,10 @@ impl Snapshots for ExternalPool {
     }
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
+        None
+    }
+
+    fn live_switches(&self) -> Option<&dyn LiveSwitches> {
         None
     }
 }

@@ -16,7 +16,9 @@ use super::names::{self, Kind};
 use super::sharing::{self, Copying};
 use super::{Data, FilePool};
 use crate::content::RawContent;
-use crate::contract::{Cost, LiveCopies, LiveDisk, Location, Progress, Snapshot, Snapshots, Way};
+use crate::contract::{
+    Cost, LiveCopies, LiveDisk, LiveSwitches, Location, Progress, Snapshot, Snapshots, Way,
+};
 use crate::{Content, PoolError};
 
 /// A file that comes to be under a name of its own; removed when this is dropped before it was
@@ -343,5 +345,9 @@ impl Snapshots for FilePool {
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
         (self.cost() == Cost::Copy).then_some(self as &dyn LiveCopies)
+    }
+
+    fn live_switches(&self) -> Option<&dyn LiveSwitches> {
+        None
     }
 }

@@ -1,8 +1,8 @@
 //! Clones and snapshots: freezing what is there and laying empty files over it.
 
 use rustix::fs::Mode;
+use sistemo_host::Changed;
 use sistemo_host::directory::Open;
-use sistemo_host::{Changed, lock};
 use sistemo_model::{Access, Bytes, SnapshotName, Timestamp, VolumeId};
 
 use super::chain::{self, Chain};
@@ -10,9 +10,10 @@ use super::format::Fault;
 use super::image::{Image, ImageError, Summary};
 use super::{Files, Looked, Qcow2Pool, names};
 use crate::contract::{
-    Clones, Cost, LiveCopies, LiveDisk, Location, Origin, Progress, Snapshot, Snapshots, Way,
+    Clones, Cost, LiveCopies, LiveDisk, LiveSwitches, Location, Origin, Progress, Snapshot,
+    Snapshots, Way,
 };
-use crate::{Content, Description, LiveDiskError, PoolError, place};
+use crate::{Content, Description, PoolError, place};
 
 /// What new files are to lie over, and what has to be frozen first.
 struct Base {
@@ -54,19 +55,19 @@ impl Qcow2Pool {
     }
 
     /// Flushes a volume's data before the pool's lock is taken, so that nobody waits for that.
-    fn flush_data(&self, id: VolumeId) -> Result<(), PoolError> {
+    pub(super) fn flush_data(&self, id: VolumeId) -> Result<(), PoolError> {
         let data = self.open_to_read(id, &self.top(id)?)?;
         data.sync()
             .map_err(|error| self.subject(id).image("flush", error))
     }
 
-    fn open_to_read(&self, id: VolumeId, name: &str) -> Result<Image, PoolError> {
+    pub(super) fn open_to_read(&self, id: VolumeId, name: &str) -> Result<Image, PoolError> {
         chain::open_image(&self.directory, name, None)
             .map_err(|error| self.subject(id).image("open", error))
     }
 
     /// Makes an empty file over a layer, flushed, under the name it has before it is published.
-    fn overlay(
+    pub(super) fn overlay(
         &self,
         id: VolumeId,
         name: &str,
@@ -88,7 +89,7 @@ impl Qcow2Pool {
         })
     }
 
-    fn publish(&self, id: VolumeId, name: &str) -> Result<(), PoolError> {
+    pub(super) fn publish(&self, id: VolumeId, name: &str) -> Result<(), PoolError> {
         let new = names::new(name);
         let published = self.directory.publish_unflushed(&new, name);
         published.map_err(|source| {
@@ -111,7 +112,7 @@ impl Qcow2Pool {
     }
 
     /// Removes what a kill has left unpublished beside a volume.
-    fn tidy(&self, id: VolumeId, files: &Files) -> Result<(), PoolError> {
+    pub(super) fn tidy(&self, id: VolumeId, files: &Files) -> Result<(), PoolError> {
         for name in &files.new {
             self.unlink(id, name)?;
         }
@@ -138,84 +139,30 @@ impl Qcow2Pool {
         }
     }
 
-    /// Lets a machine write to a published empty file from now on.
-    ///
-    /// It has its final name before the machine is told, for QEMU opens it again by name.
-    /// Killed before the machine has switched, that file is empty, and the machine goes on with
-    /// the one beneath it: whoever opens the volume next sees all of that, and the next snapshot
-    /// switches to that file ([`Qcow2Pool::ends_of_switch`]).
-    fn switch(
-        &self,
-        id: VolumeId,
-        data: &Image,
-        next: &str,
-        disk: &mut dyn LiveDisk,
-    ) -> Result<(), PoolError> {
-        if let Err(source) = disk.switch_to(&self.path_of(next)) {
-            self.withdraw(id, next);
-            return Err(self.refused(id, source));
-        }
-        data.set_mode(Mode::RUSR)
-            .map_err(|error| self.subject(id).image("freeze", error))
-    }
-
-    /// The file that a machine writes to, and the one that it is to write to next.
-    ///
-    /// The second is there already where the machine was never told of it, an earlier snapshot
-    /// having been killed or refused. It is taken then, for a machine that starts again begins
-    /// with it, and it has to lie over the file that was written last.
-    fn ends_of_switch(
+    /// The file of a snapshot that does not exist yet, of a volume that does.
+    pub(super) fn vacant_snapshot(
         &self,
         volume: VolumeId,
-        top: String,
-        files: &Files,
-        disk: &mut dyn LiveDisk,
-    ) -> Result<(String, String), PoolError> {
-        let written = disk.file().map_err(|source| self.refused(volume, source))?;
-        let written = written.file_name().and_then(|name| name.to_str());
-        if written == Some(&top) {
-            return Ok((top, names::data(volume, files.next_generation())));
+        name: &SnapshotName,
+    ) -> Result<String, PoolError> {
+        self.top(volume)?;
+        let file = names::snapshot(volume, name);
+        if self.is_there(volume, &file)? {
+            return Err(PoolError::SnapshotThere {
+                pool: self.name.clone(),
+                volume,
+                snapshot: name.clone(),
+            });
         }
-        let over = self.open_to_read(volume, &top)?;
-        match (written, &over.header().backing) {
-            (Some(written), Some(below)) if written == below && over.is_blank() => {
-                Ok((below.clone(), top))
-            }
-            _ => {
-                let reason = format!("it writes to a file that does not lie beneath {top}");
-                Err(self.refused(volume, reason.into()))
-            }
-        }
+        Ok(file)
     }
 
-    fn refused(&self, volume: VolumeId, source: LiveDiskError) -> PoolError {
-        PoolError::LiveDisk {
-            action: "snapshot",
-            pool: self.name.clone(),
-            volume,
-            source,
-        }
-    }
-
-    /// Removes an empty file that a VMM has refused, unless it has it open all the same: then it
-    /// may come to write there, and an empty file more does no harm.
-    fn withdraw(&self, id: VolumeId, next: &str) {
-        let is_free = || -> Result<bool, PoolError> {
-            let failed = |source| self.subject(id).failed("open", source);
-            let file = self.directory.file(next, Open::ReadWrite).map_err(failed)?;
-            let free = lock::take_record_lock(&file).unwrap_or(false);
-            let image = Image::open(file, self.path_of(next), None);
-            if free && image.is_ok_and(|image| image.is_blank()) {
-                self.unlink(id, next)?;
-                self.flush(id, "snapshot")?;
-            }
-            Ok(free)
-        };
-        match is_free() {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(%next, "the VMM has a file open that it has refused"),
-            Err(error) => tracing::warn!(%error, "a file that a VMM has refused stays"),
-        }
+    /// Makes a snapshot exist whose file is whole. The pool's lock is held.
+    pub(super) fn publish_snapshot(&self, volume: VolumeId, file: &str) -> Result<(), PoolError> {
+        self.publish(volume, file)?;
+        self.flush(volume, "snapshot").inspect_err(|_| {
+            self.discard(&[file.to_owned()]);
+        })
     }
 
     /// What a clone is to lie over, and how large that is.
@@ -326,64 +273,36 @@ impl Snapshots for Qcow2Pool {
         volume: VolumeId,
         name: &SnapshotName,
         created: Timestamp,
-        mut disk: Option<&mut dyn LiveDisk>,
+        disk: Option<&mut dyn LiveDisk>,
         progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
-        self.top(volume)?;
-        let file = names::snapshot(volume, name);
-        if self.is_there(volume, &file)? {
-            return Err(PoolError::SnapshotThere {
-                pool: self.name.clone(),
-                volume,
-                snapshot: name.clone(),
-            });
+        if let Some(disk) = disk {
+            let mut prepared = self.prepare_snapshot(volume, name, created, disk, progress)?;
+            prepared.take(disk)?;
+            prepared.commit()?;
+            return Ok(Way::Overlay);
         }
-        match &mut disk {
-            Some(disk) => self.shorten_live(volume, &mut **disk, progress)?,
-            None => self.shorten(volume, progress)?,
-        }
+        let file = self.vacant_snapshot(volume, name)?;
+        self.shorten(volume, progress)?;
         self.flush_data(volume)?;
         let lock = self.lock(volume, "snapshot")?;
         let files = self.files_of(volume)?;
         self.tidy(volume, &files)?;
-        let top = self.top(volume)?;
-        let (written, next) = match &mut disk {
-            Some(disk) => self.ends_of_switch(volume, top, &files, &mut **disk)?,
-            None => (top, names::data(volume, files.next_generation())),
-        };
-        let data = self.open_to_read(volume, &written)?;
+        let data = self.open_to_read(volume, &self.top(volume)?)?;
         let size = data.size();
-        let base = if disk.is_some() {
-            // What a machine has written need not be in the file yet.
-            Base::frozen(data)
-        } else {
-            self.base_of(volume, data)?
-        };
-        match (&base.freeze, &disk) {
-            (Some(data), None) => self.freeze(volume, data, &next)?,
-            (Some(data), Some(_)) if !self.is_there(volume, &next)? => {
-                self.overlay(volume, &next, data.size(), Some(&data.name()), None)?;
-                self.publish(volume, &next)?;
-            }
-            _ => {}
-        }
-        let layer = base.layer.as_deref();
-        self.overlay(volume, &file, size, layer, Some(created))?;
+        let base = self.base_of(volume, data)?;
         if let Some(data) = &base.freeze {
-            let switched = self.flush(volume, "freeze").and_then(|()| match disk {
-                Some(disk) => self.switch(volume, data, &next, disk),
-                None => Ok(()),
-            });
-            if let Err(error) = switched {
-                self.discard(&[names::new(&file)]);
-                return Err(error);
-            }
+            let next = names::data(volume, files.next_generation());
+            self.freeze(volume, data, &next)?;
         }
-        self.publish(volume, &file)?;
-        if let Err(error) = self.flush(volume, "snapshot") {
-            self.discard(&[file]);
+        self.overlay(volume, &file, size, base.layer.as_deref(), Some(created))?;
+        if base.freeze.is_some()
+            && let Err(error) = self.flush(volume, "freeze")
+        {
+            self.discard(&[names::new(&file)]);
             return Err(error);
         }
+        self.publish_snapshot(volume, &file)?;
         drop(lock);
         Ok(Way::Overlay)
     }
@@ -459,5 +378,9 @@ impl Snapshots for Qcow2Pool {
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
         None
+    }
+
+    fn live_switches(&self) -> Option<&dyn LiveSwitches> {
+        Some(self)
     }
 }
