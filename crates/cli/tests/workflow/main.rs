@@ -12,6 +12,7 @@
 
 mod pools;
 mod sistemo;
+mod snapshots;
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -102,6 +103,7 @@ fn the_documented_workflow_runs_on_a_real_guest() {
     );
     sistemo.guest("db1", "head -c 32M /dev/urandom > /data/records && sync");
     let before = sistemo.guest("db1", "sha256sum /data/records");
+    snapshots::keeps_clean_filesystems_of_a_machine_that_writes(&sistemo);
 
     // Grow while the machine is stopped; the guest grows the filesystem.
     sistemo.run("machine stop db1");
