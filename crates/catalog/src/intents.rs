@@ -68,6 +68,14 @@ pub enum Intent {
         /// Whether it left the volume clean.
         clean: bool,
     },
+    /// A root volume that is made anew at each start of its machine is being made, or is still
+    /// there though the machine has stopped: what there is of it is to go.
+    DiscardRoot {
+        /// The volume.
+        volume: VolumeId,
+        /// The machine. Its lock is not needed.
+        machine: MachineId,
+    },
     /// A volume is being taken back to a snapshot; its record may have the size of either.
     RevertVolume {
         /// The volume.
@@ -156,6 +164,7 @@ impl Intent {
             | Intent::GrowVolume { volume, .. }
             | Intent::DescribeVolume { volume }
             | Intent::AfterStop { volume, .. }
+            | Intent::DiscardRoot { volume, .. }
             | Intent::RevertVolume { volume }
             | Intent::MoveVolume { volume, .. }
             | Intent::RemoveMoved { volume, .. }
@@ -186,6 +195,7 @@ impl Intent {
             | Intent::GrowVolume { .. }
             | Intent::DescribeVolume { .. }
             | Intent::AfterStop { .. }
+            | Intent::DiscardRoot { .. }
             | Intent::RevertVolume { .. }
             | Intent::MoveVolume { .. }
             | Intent::RemoveMoved { .. }
@@ -201,7 +211,13 @@ impl Intent {
     /// carry out.
     #[must_use]
     pub fn follows_stop_of(&self, stopped: MachineId) -> bool {
-        matches!(*self, Intent::AfterStop { machine, .. } if machine == stopped)
+        match *self {
+            Intent::AfterStop { machine, .. }
+            | Intent::DiscardRoot { machine, .. }
+            // That of a machine that is gone when it stops.
+            | Intent::DeleteMachine { machine, .. } => machine == stopped,
+            _ => false,
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod objects;
 mod pools;
 mod rows;
 mod schema;
+mod templates;
 mod volumes;
 
 pub use attachments::Holding;
@@ -34,3 +35,4 @@ pub use intents::{Intent, IntentId};
 pub use locks::{LockSet, Lockable, Locks};
 pub use machines::RunningProcess;
 pub use pools::KnownPool;
+pub use templates::Disposable;

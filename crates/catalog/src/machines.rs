@@ -63,6 +63,15 @@ impl Session<'_> {
             .ok_or_else(|| CatalogError::no_such(Kind::Machine, reference))
     }
 
+    /// The machines that are gone when they stop, and are not recorded as stopped.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn active_ephemeral(&self) -> Result<Vec<MachineId>> {
+        let sql = "SELECT id FROM machines WHERE ephemeral = 1 AND state <> 'stopped'";
+        self.rows("machines", sql, (), |row| row.word("id"))
+    }
+
     /// The SSH ports that machines have, those being made or removed included.
     ///
     /// # Errors
@@ -264,6 +273,14 @@ impl Transaction<'_> {
     /// [`CatalogError::NotFound`].
     pub fn set_autostart(&self, id: MachineId, autostart: bool) -> Result<()> {
         self.update_machine(id, "autostart = ?3", &[&autostart])
+    }
+
+    /// Records how long a machine lasts.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn set_lifetime(&self, id: MachineId, lifetime: Lifetime) -> Result<()> {
+        self.update_machine(id, "ephemeral = ?3", &[&(lifetime == Lifetime::Ephemeral)])
     }
 
     /// Gives a machine another SSH port on the host.

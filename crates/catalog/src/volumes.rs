@@ -193,6 +193,31 @@ impl Transaction<'_> {
         self.update_volume(id, "pool", pool.as_str())
     }
 
+    /// Records what a volume holds that was made anew under its ID and name: its size, filesystem,
+    /// kernel and history.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`].
+    pub fn renew_volume(&self, volume: &Volume) -> Result<()> {
+        let boot = volume.boot.as_ref();
+        let sql = "UPDATE volumes SET size = ?2, filesystem = ?3, kernel = ?4, initrd = ?5,
+                                      history = ?6, modified = ?7 WHERE id = ?1";
+        let values = (
+            volume.id.to_string(),
+            self.stored("a size", volume.size.get())?,
+            volume.filesystem.as_str(),
+            boot.map(|boot| boot.kernel.as_str()),
+            boot.and_then(|boot| boot.initrd.as_ref())
+                .map(Digest::as_str),
+            self.written_history(&volume.history)?,
+            Timestamp::now().to_string(),
+        );
+        match self.execute("change a volume", sql, values)? {
+            0 => Err(CatalogError::no_such(Kind::Volume, &volume.id)),
+            _ => Ok(()),
+        }
+    }
+
     /// Records what is known of a volume's past.
     ///
     /// # Errors

@@ -120,6 +120,11 @@ pub(crate) enum Code {
     MachineInactive,
     VolumeInUse,
     MachineInUse,
+    VolumeDisposable,
+    NotATemplate,
+    TemplateActive,
+    TemplateNeeded,
+    MachineEphemeral,
     CloneName,
     NoSuchSnapshot,
     SnapshotExists,
@@ -240,6 +245,11 @@ fn code(error: &Error) -> Code {
         Error::MachineInactive { .. } => Code::MachineInactive,
         Error::VolumeInUse { .. } => Code::VolumeInUse,
         Error::MachineInUse { .. } => Code::MachineInUse,
+        Error::VolumeDisposable { .. } => Code::VolumeDisposable,
+        Error::NotATemplate { .. } => Code::NotATemplate,
+        Error::TemplateActive { .. } => Code::TemplateActive,
+        Error::TemplateNeeded { .. } => Code::TemplateNeeded,
+        Error::MachineEphemeral { .. } => Code::MachineEphemeral,
         Error::CloneName { .. } => Code::CloneName,
         Error::NoSuchSnapshot { .. }
         | Error::NoSnapshots { .. }

@@ -45,20 +45,18 @@ fn engine_hint(error: &Error) -> Option<String> {
             ..
         } => tell_apart(reference, candidates),
         Error::NameTaken { kind, name } => another_name(*kind, name),
-        // A root cannot be detached; it is known by the name that deploy gave it.
-        Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
-            preserving(machine)
-        }
-        Error::VolumeAttached { volume, machine } => {
-            format!("sistemo machine volume detach {machine} {volume}")
-        }
-        Error::RootVolume { machine, .. } => preserving(machine),
-        Error::VolumeNotAttached { machine, .. } | Error::TooManyVolumes { machine, .. } => {
-            format!("sistemo machine status {machine}")
-        }
-        Error::VolumeRepeated { .. } => "name it once".to_owned(),
+        Error::VolumeAttached { .. }
+        | Error::VolumeNotAttached { .. }
+        | Error::TooManyVolumes { .. }
+        | Error::RootVolume { .. }
+        | Error::VolumeRepeated { .. } => return attachment_hint(error),
         Error::MachineActive { machine, .. } => format!("sistemo machine stop {machine}"),
         Error::MachineInactive { machine, state, .. } => inactive_hint(machine, *state),
+        Error::VolumeDisposable { .. }
+        | Error::NotATemplate { .. }
+        | Error::TemplateActive { .. }
+        | Error::TemplateNeeded { .. }
+        | Error::MachineEphemeral { .. } => template_hint(error),
         Error::VolumeInUse { .. }
         | Error::MachineInUse { .. }
         | Error::SnapshotMissing { .. }
@@ -98,14 +96,14 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Ssh { machine } => {
             format!("sistemo machine logs {machine}")
         }
-        Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
-        Error::PoolMisconfigured { .. } | Error::DriverOptions { .. } => list(Kind::Driver),
-        Error::PoolDriverChanged { pool, before, .. } => {
-            format!("write `driver = {before}` again for {pool} in storage.conf")
-        }
-        Error::DriverUnusable { .. } => "docs/reference/driver-protocol.md".to_owned(),
-        Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
-        Error::StorageConf(error) => return storage_conf_hint(error),
+        Error::Pool { .. }
+        | Error::NoDefaultPool { .. }
+        | Error::PoolMisconfigured { .. }
+        | Error::DriverOptions { .. }
+        | Error::PoolDriverChanged { .. }
+        | Error::DriverUnusable { .. }
+        | Error::PoolPlace { .. }
+        | Error::StorageConf(_) => return pool_hint(error),
         Error::VolumeDamaged { volume, .. } => format!("sistemo volume show {volume}"),
         Error::Start { .. }
         | Error::Boot { .. }
@@ -136,6 +134,40 @@ fn engine_hint(error: &Error) -> Option<String> {
         | Error::Catalogue(_)
         | Error::DriverWork { .. }
         | Error::File { .. } => return None,
+    })
+}
+
+/// What to type next where it matters which machine has a volume.
+fn attachment_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        // A root cannot be detached; it is known by the name that deploy gave it.
+        Error::VolumeAttached { volume, machine } if *volume == machine.root_volume() => {
+            preserving(machine)
+        }
+        Error::VolumeAttached { volume, machine } => {
+            format!("sistemo machine volume detach {machine} {volume}")
+        }
+        Error::VolumeNotAttached { machine, .. } | Error::TooManyVolumes { machine, .. } => {
+            format!("sistemo machine status {machine}")
+        }
+        Error::RootVolume { machine, .. } => preserving(machine),
+        Error::VolumeRepeated { .. } => "name it once".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What to type next after a failure with pools and their drivers.
+fn pool_hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::Pool { .. } | Error::NoDefaultPool { .. } => list(Kind::Pool),
+        Error::PoolMisconfigured { .. } | Error::DriverOptions { .. } => list(Kind::Driver),
+        Error::PoolDriverChanged { pool, before, .. } => {
+            format!("write `driver = {before}` again for {pool} in storage.conf")
+        }
+        Error::DriverUnusable { .. } => "docs/reference/driver-protocol.md".to_owned(),
+        Error::PoolPlace { .. } => "give it a directory of its own".to_owned(),
+        Error::StorageConf(error) => return storage_conf_hint(error),
+        _ => return None,
     })
 }
 
@@ -201,6 +233,30 @@ fn size_hint(error: &Error) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// What to type next after a failure with templates and what is made from them.
+fn template_hint(error: &Error) -> String {
+    match error {
+        Error::VolumeDisposable { template, .. } => format!(
+            "keep what is to last on another volume (`sistemo machine volume attach`), or change \
+             {template}"
+        ),
+        Error::NotATemplate { machine, .. } => {
+            format!("name another machine; sistemo machine status {machine}")
+        }
+        Error::TemplateActive {
+            template, volume, ..
+        } => format!(
+            "sistemo machine stop {template}; with `sistemo volume set {volume} \
+             revisions_to_keep=1`, what its last stop left can be started from"
+        ),
+        Error::TemplateNeeded { machines, .. } => {
+            let names: Vec<String> = machines.iter().map(ToString::to_string).collect();
+            format!("sistemo machine delete {}, first", names.join(" "))
+        }
+        _ => "only a machine that was deployed without --ephemeral can".to_owned(),
+    }
 }
 
 /// What to type next after a failure with snapshots, clones, files and the trash.

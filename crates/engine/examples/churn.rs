@@ -18,7 +18,7 @@ use sistemo::clones::NewClone;
 use sistemo::exchange::{Checksum, NewImported};
 use sistemo::history::Pin;
 use sistemo::machines::{Deploy, DeploySource, NewMachineClone, StartMode, Storage};
-use sistemo::model::{Bytes, Filesystem, Reference, SnapshotName};
+use sistemo::model::{Bytes, Filesystem, Lifetime, Reference, SnapshotName};
 use sistemo::moves::{Move, Unkept};
 use sistemo::snapshots::Replaced;
 use sistemo::volumes::{Grow, NewVolume};
@@ -108,6 +108,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             attach: vec![Reference::from(renamed.as_str())],
             expose: Vec::new(),
             vmm: None,
+            lifetime: Lifetime::Persistent,
             start: StartMode::Created,
         };
         step(&format!("deploy {machine} {renamed}"), || {

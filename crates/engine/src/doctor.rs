@@ -1,10 +1,12 @@
 //! Whether a deploy would work on this host, and what to do where it would not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
-use sistemo_catalog::{CatalogError, Catalogue, ImageCopy, Intent, IntentId, KnownPool};
+use sistemo_catalog::{
+    CatalogError, Catalogue, Disposable, ImageCopy, Intent, IntentId, KnownPool,
+};
 use sistemo_host::directory::Directory;
 use sistemo_host::{program, system};
 use sistemo_model::{Accelerator, Bytes, CatalogueId, Lifecycle, PoolName, Role, Volume, VolumeId};
@@ -248,6 +250,7 @@ struct Records {
     catalogue: CatalogueId,
     pools: Vec<KnownPool>,
     volumes: Vec<Volume>,
+    disposables: BTreeMap<VolumeId, Disposable>,
     copies: Vec<ImageCopy>,
     /// What goes from a pool as soon as the next command looks: it was moved to another.
     moved: BTreeSet<(PoolName, VolumeId)>,
@@ -266,6 +269,7 @@ impl Records {
                 catalogue: id,
                 pools: session.known_pools()?,
                 volumes: session.all_volumes()?,
+                disposables: session.disposables()?,
                 copies: session.image_copies()?,
                 moved: session
                     .intents()?
@@ -378,7 +382,16 @@ fn check_pool(
             let copies = records.copies.iter().map(|copy| copy.id).collect();
             let volumes = records.volumes_in(name);
             let left = records.left_in(name);
-            compare(pool.as_ref(), free, content, &volumes, &copies, &left)
+            let disposables = &records.disposables;
+            compare(
+                pool.as_ref(),
+                free,
+                content,
+                &volumes,
+                disposables,
+                &copies,
+                &left,
+            )
         }
         Err(error) => {
             let place = config.directory.as_deref().unwrap_or(Path::new("it"));
@@ -394,6 +407,7 @@ fn compare(
     free: Bytes,
     content: Vec<Found>,
     recorded: &[&Volume],
+    disposables: &BTreeMap<VolumeId, Disposable>,
     copies: &BTreeSet<VolumeId>,
     left: &BTreeSet<VolumeId>,
 ) -> Check {
@@ -430,10 +444,12 @@ fn compare(
             .difference(&known)
             .map(|id| format!("{id} is not in the catalogue")),
     );
-    // One that is being made or deleted may or may not be there.
+    // One that is being made or deleted may or may not be there; so may one that is made anew at
+    // each start.
     let whole = recorded
         .iter()
-        .filter(|volume| volume.lifecycle == Lifecycle::Ready);
+        .filter(|volume| volume.lifecycle == Lifecycle::Ready)
+        .filter(|volume| !disposables.contains_key(&volume.id));
     let missing = whole.filter(|volume| !there.contains(&volume.id));
     odd.extend(missing.map(|volume| format!("{} ({}) is missing", volume.name, volume.id)));
     if odd.is_empty() {

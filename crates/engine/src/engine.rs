@@ -78,6 +78,7 @@ impl Engine {
         engine.keep_reserve(&directory);
         engine.recover()?;
         engine.relieve_data_dir();
+        engine.end_lost_ephemerals()?;
         Ok(engine)
     }
 

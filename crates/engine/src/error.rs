@@ -255,6 +255,55 @@ pub enum Error {
         /// The volumes that have none of that name.
         volumes: Vec<VolumeName>,
     },
+    /// There is nothing of a volume to work on that is made anew at each start of its machine.
+    #[error(
+        "nothing can be done with volume {volume}: it is made from {template} at each start of \
+         {machine}, and thrown away at each stop"
+    )]
+    VolumeDisposable {
+        /// The volume.
+        volume: VolumeName,
+        /// The machine whose root it is.
+        machine: MachineName,
+        /// The volume it is made from.
+        template: VolumeName,
+    },
+    /// A machine's root is nothing that others can start from.
+    #[error("machine {machine} cannot be a template: {reason}")]
+    NotATemplate {
+        /// The machine.
+        machine: MachineName,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A template is in use, and no stop of its machine has left a revision to start from.
+    #[error("machine {machine} starts from volume {volume}, which {template} ({state}) writes to")]
+    TemplateActive {
+        /// The machine that was to be started.
+        machine: MachineName,
+        /// The machine that uses the template.
+        template: MachineName,
+        /// What that is doing.
+        state: MachineState,
+        /// The template.
+        volume: VolumeName,
+    },
+    /// The root volumes of machines are made from the volume.
+    #[error("volume {volume} cannot be removed: {} from it", start(machines))]
+    TemplateNeeded {
+        /// The volume.
+        volume: VolumeName,
+        /// The machines.
+        machines: Vec<MachineName>,
+    },
+    /// The machine is gone when it stops.
+    #[error("machine {machine} is ephemeral, gone when it stops: cannot {action}")]
+    MachineEphemeral {
+        /// The machine.
+        machine: MachineName,
+        /// What was asked for: `restart it`.
+        action: &'static str,
+    },
     /// What a clone of a volume would be called is no name.
     #[error("a clone of volume {volume} cannot be named after machine {machine}")]
     CloneName {
@@ -786,6 +835,15 @@ fn snapshots(count: usize) -> String {
     match count {
         1 => "a snapshot".to_owned(),
         several => format!("{several} snapshots"),
+    }
+}
+
+/// `machine a starts`, `machines a, b start`.
+fn start(machines: &[MachineName]) -> String {
+    let names: Vec<&str> = machines.iter().map(MachineName::as_str).collect();
+    match names.as_slice() {
+        [one] => format!("machine {one} starts"),
+        several => format!("machines {} start", several.join(", ")),
     }
 }
 

@@ -29,7 +29,34 @@ impl IdleVolume {
     }
 }
 
+/// When something can be done with a volume that is made anew at each start of its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unless {
+    /// While the machine is active, and the volume so is there.
+    Active,
+    /// Never.
+    Never,
+}
+
 impl Engine {
+    /// Refuses to work on a volume that is made anew at each start of its machine, and of which
+    /// there is nothing, or nothing for long.
+    pub(crate) fn refuse_disposable(&self, volume: &Volume, unless: Unless) -> Result<()> {
+        let disposable = self
+            .catalogue
+            .read(|session| session.disposable(volume.id))?;
+        match disposable {
+            Some(disposable) if unless == Unless::Never || !disposable.active => {
+                Err(Error::VolumeDisposable {
+                    volume: volume.name.clone(),
+                    machine: disposable.machine_name,
+                    template: disposable.template_name,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn hold_volumes(&self, volumes: &[VolumeId]) -> Result<LockSet> {
         self.hold(None, volumes)
     }
@@ -44,6 +71,7 @@ impl Engine {
         // It may have changed, or gone, before we had its lock.
         let again = Reference::from(found.id.to_string());
         let volume = self.catalogue.read(|session| session.find_volume(&again))?;
+        self.refuse_disposable(&volume, Unless::Active)?;
         Ok((volume, locks))
     }
 
@@ -69,6 +97,7 @@ impl Engine {
                 // It changed hands before we had the locks: take the new holder's.
                 continue;
             }
+            self.refuse_disposable(&volume, Unless::Active)?;
             return Ok(HeldVolume {
                 volume,
                 holder: holder_now,
@@ -88,6 +117,7 @@ impl Engine {
             holder,
             locks,
         } = self.hold_with_holder(reference)?;
+        self.refuse_disposable(&volume, Unless::Never)?;
         if let Some(holder) = &holder {
             let machine = holder.attachment.machine;
             self.require_stopped(machine, || format!("{action} volume {}", volume.name))?;

@@ -5,7 +5,7 @@
 //! nobody any more: whoever finds it finishes the operation or undoes it. The programs an
 //! operation starts inherit its locks, so a writer that outlived its parent is waited for.
 
-use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet};
+use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet, Lockable};
 use sistemo_model::Timestamp;
 
 use crate::engine::Engine;
@@ -36,6 +36,18 @@ impl Engine {
             // Its owner may have finished between our reading and our locking.
             if self.catalogue.read(|session| session.intent(id))?.is_some() {
                 self.recover_and_tell(id, &intent);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the machines go that are gone when they stop, and whose stop nobody saw: the host went
+    /// down with them, for instance. Their names and volumes are free then.
+    pub(crate) fn end_lost_ephemerals(&self) -> Result<()> {
+        for id in self.catalogue.read(|session| session.active_ephemeral())? {
+            // One that is alive has its monitor, or gets one when somebody looks at it.
+            if !self.locks.is_held(&Lockable::Run(id))? {
+                self.end_unseen(id)?;
             }
         }
         Ok(())
@@ -115,6 +127,10 @@ impl Engine {
                 clean,
                 ..
             } => self.after_stop(*volume, *stopped, *clean, id),
+            Intent::DiscardRoot { volume: root, .. } => {
+                self.discard_root(*root, id)?;
+                Ok("discarded a root volume that is made anew at each start".to_owned())
+            }
             Intent::RevertVolume { volume: reverted } => {
                 self.settle_revert(*reverted, id, Settled::Unknown)?;
                 let volume = volume(*reverted)?;

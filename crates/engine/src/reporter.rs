@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sistemo_model::{Bytes, ImageName, MachineName, PoolName, VolumeName};
+use sistemo_model::{Bytes, ImageName, MachineName, PoolName, Timestamp, VolumeName};
 
 /// Listens to running operations. All of it is for people: nothing depends on being heard.
 pub trait Reporter: Send + Sync {
@@ -129,6 +129,32 @@ pub enum Notice {
         /// The volume.
         volume: VolumeName,
     },
+    /// A machine's root volume was copied from its template at a start, since its pool cannot
+    /// share data.
+    TemplateCopied {
+        /// The machine.
+        machine: MachineName,
+        /// The volume that was copied.
+        volume: VolumeName,
+        /// How much that was.
+        copied: Bytes,
+    },
+    /// The machine of a template writes to it, so what its last stop has left was started from.
+    StartsFromRevision {
+        /// The machine that starts.
+        machine: MachineName,
+        /// The machine of the template.
+        template: MachineName,
+        /// When it stopped.
+        created: Timestamp,
+    },
+    /// A machine was gone when it stopped.
+    EphemeralGone {
+        /// The machine.
+        machine: MachineName,
+        /// Its volumes that stay.
+        kept: Vec<VolumeName>,
+    },
     /// Guests run much slower than they could.
     SlowAccelerator {
         /// Why.
@@ -166,11 +192,74 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// Writes what is told of machines that were made of others, or are gone with their stop.
+    fn fmt_of_machines(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::PortsNotPassedOn {
+                machine,
+                source,
+                ports,
+            } => {
+                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "{source} keeps the host's ports that lead to its guest's {}; {machine} exposes \
+                     none of them",
+                    ports.join(", ")
+                )
+            }
+            Notice::IdentityNotTold {
+                machine,
+                source,
+                by_firmware: true,
+            } => write!(
+                f,
+                "{machine} boots from its own disk: host name, machine-id and SSH host keys are \
+                 those of {source} until they are changed in the guest"
+            ),
+            Notice::IdentityNotTold {
+                machine,
+                source,
+                by_firmware: false,
+            } => write!(
+                f,
+                "{machine} is of an imported image: its SSH host keys are those of {source}, \
+                 unless its system makes new ones for another machine-id"
+            ),
+            Notice::TemplateCopied {
+                machine,
+                volume,
+                copied,
+            } => write!(
+                f,
+                "{volume} was copied for {machine}, {copied}: between their pools nothing is shared"
+            ),
+            Notice::StartsFromRevision {
+                machine,
+                template,
+                created,
+            } => write!(
+                f,
+                "{template} is in use: {machine} starts from what its stop of {created:.0} left"
+            ),
+            Notice::EphemeralGone { machine, kept } if kept.is_empty() => {
+                write!(f, "{machine} was ephemeral and is gone")
+            }
+            Notice::EphemeralGone { machine, kept } => {
+                let kept: Vec<&str> = kept.iter().map(VolumeName::as_str).collect();
+                write!(
+                    f,
+                    "{machine} was ephemeral and is gone; kept {}",
+                    kept.join(", ")
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Notice {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "a sentence for each notice, and nothing else"
-    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Recovered { what } => write!(f, "recovered: {what}"),
@@ -212,37 +301,6 @@ impl fmt::Display for Notice {
                 f,
                 "only {volume} goes back: the other volumes of {machine} stay as they are"
             ),
-            Notice::PortsNotPassedOn {
-                machine,
-                source,
-                ports,
-            } => {
-                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-                write!(
-                    f,
-                    "{source} keeps the host's ports that lead to its guest's {}; {machine} exposes \
-                     none of them",
-                    ports.join(", ")
-                )
-            }
-            Notice::IdentityNotTold {
-                machine,
-                source,
-                by_firmware: true,
-            } => write!(
-                f,
-                "{machine} boots from its own disk: host name, machine-id and SSH host keys are \
-                 those of {source} until they are changed in the guest"
-            ),
-            Notice::IdentityNotTold {
-                machine,
-                source,
-                by_firmware: false,
-            } => write!(
-                f,
-                "{machine} is of an imported image: its SSH host keys are those of {source}, \
-                 unless its system makes new ones for another machine-id"
-            ),
             Notice::NothingKept { volume, pool } => write!(
                 f,
                 "no snapshot of {volume} was kept before its repair: pool {pool} has none that are instant"
@@ -255,6 +313,11 @@ impl fmt::Display for Notice {
                 f,
                 "what snapshots of {volume} share with it stays until they are deleted"
             ),
+            Notice::PortsNotPassedOn { .. }
+            | Notice::IdentityNotTold { .. }
+            | Notice::TemplateCopied { .. }
+            | Notice::StartsFromRevision { .. }
+            | Notice::EphemeralGone { .. } => self.fmt_of_machines(f),
             Notice::SlowAccelerator { reason } => {
                 write!(f, "the guest runs without hardware acceleration: {reason}")
             }

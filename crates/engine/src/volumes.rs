@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use sistemo_catalog::{CatalogError, Holding, Intent, IntentId, LockSet};
+use sistemo_catalog::{CatalogError, Disposable, Holding, Intent, IntentId, LockSet};
 use sistemo_host::lock::Lock;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{
@@ -18,7 +18,8 @@ use sistemo_pools::{Description, Flaw, Pool, PoolError};
 use crate::copying::require_room;
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
-use crate::holding::IdleVolume;
+use crate::holding::{IdleVolume, Unless};
+use crate::machines::refuse_needed_template;
 use crate::pools::expect_known;
 use crate::reporter::Notice;
 use crate::trash::Deleted;
@@ -81,6 +82,9 @@ pub struct VolumeView {
     pub attached_to: Option<MachineName>,
     /// Its device name in that machine.
     pub device: Option<String>,
+    /// The volume it is made from at each start of its machine, to be thrown away at each stop;
+    /// while that does not run, there is nothing of it in its pool. `None` for one that lasts.
+    pub template: Option<VolumeName>,
     /// When it was made.
     pub created: Timestamp,
     /// When its record last changed.
@@ -247,13 +251,19 @@ impl Engine {
     /// # Errors
     /// Where the catalogue cannot be read. A volume that cannot be looked at is listed as broken.
     pub fn volumes(&self) -> Result<Vec<VolumeView>> {
-        let (volumes, holdings, busy) = self.catalogue.read(|session| {
+        let (volumes, holdings, busy, disposables) = self.catalogue.read(|session| {
             let busy: HashSet<VolumeId> = session
                 .intents()?
                 .iter()
                 .flat_map(|(_, intent)| intent.volumes())
                 .collect();
-            Ok::<_, Error>((session.volumes()?, session.all_attachments()?, busy))
+            let disposables = session.disposables()?;
+            Ok::<_, Error>((
+                session.volumes()?,
+                session.all_attachments()?,
+                busy,
+                disposables,
+            ))
         })?;
         let holders: HashMap<_, _> = holdings
             .iter()
@@ -262,7 +272,8 @@ impl Engine {
         let mut views = Vec::with_capacity(volumes.len());
         for volume in &volumes {
             let holder = holders.get(&volume.id).copied();
-            let view = self.view_volume(volume, holder, busy.contains(&volume.id));
+            let busy = busy.contains(&volume.id);
+            let view = self.view_volume(volume, holder, busy, disposables.get(&volume.id));
             if view.status != VolumeStatus::Error {
                 views.push(view);
                 continue;
@@ -282,16 +293,17 @@ impl Engine {
     /// Where there is none, or more than one, of that reference.
     pub fn volume(&self, reference: &Reference) -> Result<VolumeView> {
         let look = || {
-            let (volume, holder, busy) = self.catalogue.read(|session| {
+            let (volume, holder, busy, disposable) = self.catalogue.read(|session| {
                 let volume = session.find_volume(reference)?;
                 let holder = session.holder_of(volume.id)?;
                 let busy = session
                     .intents()?
                     .iter()
                     .any(|(_, i)| i.volumes().contains(&volume.id));
-                Ok::<_, Error>((volume, holder, busy))
+                let disposable = session.disposable(volume.id)?;
+                Ok::<_, Error>((volume, holder, busy, disposable))
             })?;
-            Ok(self.view_volume(&volume, holder.as_ref(), busy))
+            Ok(self.view_volume(&volume, holder.as_ref(), busy, disposable.as_ref()))
         };
         let view: VolumeView = look()?;
         // Its record and its file are not read at the same instant: what differs is looked at again.
@@ -302,16 +314,23 @@ impl Engine {
         }
     }
 
-    fn view_volume(&self, volume: &Volume, holder: Option<&Holding>, busy: bool) -> VolumeView {
+    fn view_volume(
+        &self,
+        volume: &Volume,
+        holder: Option<&Holding>,
+        busy: bool,
+        disposable: Option<&Disposable>,
+    ) -> VolumeView {
         let pool = self.pool(&volume.pool);
+        let there = disposable.is_none_or(|disposable| disposable.active);
         let facts = pool.as_ref().map_err(shown_with_causes).and_then(|pool| {
-            pool.facts(volume.id)
-                .map_err(|error| shown_with_causes(&error))
+            let facts = there.then(|| pool.facts(volume.id)).transpose();
+            facts.map_err(|error| shown_with_causes(&error))
         });
         let reason = match &facts {
             Err(reason) => Some(reason.clone()),
             // While an operation on it is under way, its record and its file may differ.
-            Ok(facts) if facts.size != volume.size && !busy => Some(format!(
+            Ok(Some(facts)) if facts.size != volume.size && !busy => Some(format!(
                 "its file has {} bytes, not the recorded {}",
                 facts.size.get(),
                 volume.size.get()
@@ -323,13 +342,15 @@ impl Engine {
             (None, Some(_)) => VolumeStatus::Attached,
             (None, None) => VolumeStatus::Available,
         };
-        let facts = facts.ok();
+        // What is made anew at each start takes nothing meanwhile.
+        let nothing = (facts.is_ok() && !there).then_some(0);
+        let facts = facts.ok().flatten();
         VolumeView {
             id: volume.id,
             name: volume.name.clone(),
             size_bytes: volume.size.get(),
             size_mb: volume.size.mib(),
-            used_bytes: facts.as_ref().map(|facts| facts.used.get()),
+            used_bytes: facts.as_ref().map(|facts| facts.used.get()).or(nothing),
             status,
             reason,
             role: volume.role,
@@ -341,6 +362,7 @@ impl Engine {
             machine_id: holder.map(|holder| holder.attachment.machine),
             attached_to: holder.map(|holder| holder.machine_name.clone()),
             device: holder.map(|holder| holder.attachment.device()),
+            template: disposable.map(|disposable| disposable.template_name.clone()),
             created: volume.created,
             modified: volume.modified,
         }
@@ -551,6 +573,7 @@ impl Engine {
                     machine: holder.machine_name,
                 });
             }
+            refuse_needed_template(session, &volume)?;
             let intent = if let Some(trashed) = trashed {
                 session.trash_volume(volume.id, trashed)?;
                 Intent::DescribeVolume { volume: volume.id }
@@ -577,6 +600,7 @@ impl Engine {
     /// Refuses to work on a volume whose file is missing or damaged. The caller has its lock.
     pub(crate) fn refuse_damaged(&self, id: VolumeId) -> Result<()> {
         let volume = self.catalogue.read(|session| session.volume(id))?;
+        self.refuse_disposable(&volume, Unless::Active)?;
         let flaws = self
             .pool(&volume.pool)?
             .verify(id, volume.size)

@@ -21,6 +21,7 @@ fn one_of_each() -> Vec<Intent> {
             stopped: Timestamp::now(),
             clean: true,
         },
+        Intent::DiscardRoot { volume, machine },
         Intent::RevertVolume { volume },
         Intent::MoveVolume {
             volume,
@@ -92,7 +93,7 @@ fn an_intent_names_the_objects_whose_locks_its_owner_holds() {
         let mut named = text.matches("Id(").count();
         if matches!(
             intent,
-            Intent::SnapshotHeld { .. } | Intent::AfterStop { .. }
+            Intent::SnapshotHeld { .. } | Intent::AfterStop { .. } | Intent::DiscardRoot { .. }
         ) {
             // A machine is let go whoever has the volume; one that has stopped may start anew.
             named -= 1;
@@ -104,22 +105,30 @@ fn an_intent_names_the_objects_whose_locks_its_owner_holds() {
 #[test]
 fn what_belongs_to_a_stop_is_told_from_other_work() {
     let (volume, machine) = (VolumeId::random(), MachineId::random());
-    let stopped = Timestamp::now();
-    let clean = false;
-    let intent = Intent::AfterStop {
-        volume,
+    let follow = [
+        Intent::AfterStop {
+            volume,
+            machine,
+            stopped: Timestamp::now(),
+            clean: false,
+        },
+        Intent::DiscardRoot { volume, machine },
+        Intent::DeleteMachine {
+            machine,
+            root: None,
+        },
+    ];
+    for intent in follow {
+        assert!(intent.follows_stop_of(machine));
+        assert!(!intent.follows_stop_of(MachineId::random()));
+    }
+    let mut others = one_of_each().into_iter();
+    assert!(!others.any(|other| other.follows_stop_of(machine)));
+    let deploy = Intent::DeployMachine {
         machine,
-        stopped,
-        clean,
+        root: None,
     };
-    assert!(intent.follows_stop_of(machine));
-    assert!(!intent.follows_stop_of(MachineId::random()));
-    let others = one_of_each().into_iter();
-    assert!(
-        !others
-            .into_iter()
-            .any(|other| other.follows_stop_of(machine))
-    );
+    assert!(!deploy.follows_stop_of(machine));
 }
 
 #[test]

@@ -20,4 +20,5 @@ mod machines;
 mod opening;
 mod processes;
 mod schema;
+mod templates;
 mod volumes;

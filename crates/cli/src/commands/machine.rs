@@ -8,7 +8,7 @@ use anstyle::Style;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use sistemo::causes;
-use sistemo::machines::{MachineView, StopRequest, Storage, Wait};
+use sistemo::machines::{MachineView, StopRequest, Storage, TemplateView, Wait};
 use sistemo::model::{Access, Bytes, MachineName, Reference, Timestamp};
 use sistemo::{Changed, Engine, Error, Kind};
 
@@ -41,7 +41,8 @@ pub(crate) enum Command {
     /// Make a machine, start it, and wait until it answers
     ///
     /// The machine gets a root volume named MACHINE-root. It answers when it lets the product's
-    /// own SSH key in.
+    /// own SSH key in. With --template its root volume is a clone of another machine's, made at
+    /// each start and thrown away at each stop; with --ephemeral the whole machine is.
     #[command(after_help = deploy::EXAMPLES)]
     Deploy(deploy::Deploy),
     /// List machines
@@ -526,6 +527,14 @@ fn status(machine: &MachineView) -> String {
     }
 }
 
+/// What a machine's root volume is made from: `work (work-root)`.
+fn template(template: &TemplateView) -> String {
+    match &template.machine {
+        Some(machine) => format!("{machine} ({})", template.volume),
+        None => template.volume.to_string(),
+    }
+}
+
 impl Shown for MachineView {
     fn table(machines: &[MachineView]) -> Table {
         let columns = [
@@ -583,6 +592,8 @@ impl Described for MachineView {
         details.several("Exposed", exposed);
         details.line("Network", format!("{} ({})", self.network, self.mac));
         details.line("Autostart", if self.autostart { "yes" } else { "no" });
+        details.if_any("Template", self.template.as_ref().map(template));
+        details.if_any("Ephemeral", self.ephemeral.then_some("yes"));
         details.line("Created", format!("{:.0}", self.created));
         details.line("Modified", format!("{:.0}", self.modified));
         details

@@ -441,6 +441,7 @@ impl Described for VolumeDetails {
         details.maybe("Path", volume.path.as_ref().map(|path| path.display()));
         details.maybe("Attached to", volume.attached_to.as_ref());
         details.if_any("Device", volume.device.as_ref());
+        details.if_any("Made anew from", volume.template.as_ref());
         let past = &self.past;
         if let Some(origin) = &past.origin {
             details.line("Cloned from", origin_line(origin, past.outdated));
@@ -490,6 +491,7 @@ mod tests {
             machine_id: machine.map(|_| MachineId::random()),
             attached_to: machine.map(|name| name.parse().unwrap()),
             device: machine.map(|_| "/dev/vdb".to_owned()),
+            template: None,
             created: Timestamp::UNIX_EPOCH,
             modified: Timestamp::UNIX_EPOCH,
         }

@@ -79,7 +79,11 @@ fn a_refused_deploy_leaves_nothing_behind() {
     let (machines, volumes) = (environment.machines(), environment.volumes());
     let files = environment.volume_files();
     for (status, words, named) in [
-        (2, "", "deploy takes either an IMAGE or --volume VOLUME"),
+        (
+            2,
+            "",
+            "deploy takes an IMAGE, --volume VOLUME or --template MACHINE",
+        ),
         (2, "debian --volume free", "'--volume <VOLUME>'"),
         (2, "--volume free --storage 1G", "'--storage <SIZE>'"),
         (
@@ -302,6 +306,7 @@ fn the_json_of_a_machine_has_the_documented_fields() {
         "accel",
         "autostart",
         "created",
+        "ephemeral",
         "exposed",
         "id",
         "image",
@@ -316,6 +321,7 @@ fn the_json_of_a_machine_has_the_documented_fields() {
         "ssh",
         "status",
         "stopped_how",
+        "template",
         "vcpus",
         "vmm",
         "volumes",
@@ -354,4 +360,26 @@ fn the_clone_of_a_machine() {
     // How the data is kept depends on where the tests run.
     let scene = scene.replace("(reflink)", "(copied, 0 B)");
     environment.assert_snapshot("the_clone_of_a_machine", &scene);
+}
+
+#[test]
+fn the_life_of_a_machine_from_a_template() {
+    let environment = Environment::with_machine();
+    environment.ok("volume create 16M --name mail --fs none");
+    let scene = environment.scene(&[
+        "machine deploy --template db1 --name m --attach mail --no-start",
+        "machine status m",
+        "volume show m-root",
+        "volume resize m-root 128M",
+        "machine deploy --template m --no-start",
+        "machine delete db1 -y",
+        "volume list -q",
+        "machine deploy --template db1 --ephemeral --no-start -q",
+        "machine set db1-2 autostart=true",
+        "machine delete m",
+        "machine deploy --template db1 --storage 1G",
+        "machine deploy --template db1 ./disk.raw",
+        "machine deploy --template none",
+    ]);
+    environment.assert_snapshot("the_life_of_a_machine_from_a_template", &scene);
 }

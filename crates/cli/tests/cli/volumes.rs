@@ -278,6 +278,7 @@ fn the_json_of_a_volume_has_the_documented_fields() {
         "size_bytes",
         "size_mb",
         "status",
+        "template",
         "used_bytes",
     ];
     assert_eq!(fields, documented);

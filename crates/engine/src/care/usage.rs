@@ -6,6 +6,7 @@ use sistemo_pools::{Facts, PoolError, Sharing};
 
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::holding::Unless;
 use crate::volumes::shown_with_causes;
 
 /// What a volume takes; `None` where it cannot be told.
@@ -97,6 +98,8 @@ impl Engine {
         &self,
         volume: &Volume,
     ) -> std::result::Result<(Facts, Option<Sharing>), String> {
+        self.refuse_disposable(volume, Unless::Active)
+            .map_err(|e| shown_with_causes(&e))?;
         let pool = self.pool(&volume.pool).map_err(|e| shown_with_causes(&e))?;
         let look = || Ok((pool.facts(volume.id)?, pool.sharing(volume.id)?));
         look().map_err(|error: PoolError| shown_with_causes(&error))

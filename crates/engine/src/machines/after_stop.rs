@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use sistemo_catalog::{Intent, IntentId, LockSet, Transaction};
 use sistemo_model::{
-    Access, History, Lifecycle, Machine, MachineId, MachineState, StopHow, Timestamp, Volume,
-    VolumeId,
+    Access, History, Lifecycle, Lifetime, Machine, MachineId, MachineState, StopHow, Timestamp,
+    Volume, VolumeId,
 };
 
 use crate::engine::Engine;
@@ -26,13 +26,31 @@ pub(super) fn record_stop(
     how: Option<StopHow>,
 ) -> Result<()> {
     session.set_machine_state(machine.id, MachineState::Stopped(how))?;
+    let root = session.attachments_of(machine.id)?.into_iter().next();
+    let root = root.map(|root| root.volume);
+    let made_anew = root.filter(|_| machine.template.is_some());
+    let ends = machine.lifetime == Lifetime::Ephemeral && how.is_some();
+    // What goes with the machine is not looked after once more.
+    let goes = root.filter(|_| ends && machine.owns_root);
+    if let Some(volume) = made_anew.filter(|_| goes.is_none()) {
+        session.begin(&Intent::DiscardRoot {
+            volume,
+            machine: machine.id,
+        })?;
+    }
     let Some(how) = how else { return Ok(()) };
     let (stopped, clean) = (Timestamp::now(), how == StopHow::Clean);
     let released = change_writable(session, machine.id, |history| {
         history.changed = Some(stopped);
         history.dirty = !clean;
     })?;
+    if ends {
+        record_end_of_ephemeral(session, machine.id, goes)?;
+    }
     for volume in released {
+        if Some(volume) == made_anew || Some(volume) == goes {
+            continue;
+        }
         session.begin(&Intent::AfterStop {
             volume,
             machine: machine.id,
@@ -40,6 +58,24 @@ pub(super) fn record_stop(
             clean,
         })?;
     }
+    Ok(())
+}
+
+/// Records that a machine is gone with its stop, and its root volume with it: nobody finds them
+/// any more, and what is left of them is removed. Its other volumes are free.
+fn record_end_of_ephemeral(
+    session: &Transaction<'_>,
+    machine: MachineId,
+    root: Option<VolumeId>,
+) -> Result<()> {
+    for attachment in session.attachments_of(machine)? {
+        session.detach(machine, attachment.volume)?;
+    }
+    session.set_machine_lifecycle(machine, Lifecycle::Deleting)?;
+    if let Some(root) = root {
+        session.set_volume_lifecycle(root, Lifecycle::Deleting)?;
+    }
+    session.begin(&Intent::DeleteMachine { machine, root })?;
     Ok(())
 }
 

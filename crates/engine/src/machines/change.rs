@@ -4,6 +4,7 @@ use sistemo_host::system;
 use sistemo_model::{Bytes, Exposure, MachineName, Reference, VcpuCount};
 
 use super::ports::check_distinct;
+use super::templates::refuse_ephemeral;
 use super::{MachineView, StopRequest, Wait};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -41,6 +42,9 @@ impl Engine {
         }
         check_distinct(changes.expose.as_deref().unwrap_or_default())?;
         let _held = self.hold(Some(machine.id), &[])?;
+        if changes.autostart == Some(true) {
+            refuse_ephemeral(&machine, "start it with the host")?;
+        }
         if changes.vcpus.is_some() || memory.is_some() || changes.expose.is_some() {
             self.require_stopped(machine.id, || "change its resources or ports".to_owned())?;
         }

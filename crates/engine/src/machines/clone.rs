@@ -6,14 +6,15 @@ use serde::Serialize;
 use sistemo_catalog::{Intent, IntentId, LockSet};
 use sistemo_host::Changed;
 use sistemo_model::{
-    Access, Attachment, Bytes, Exposure, Lifecycle, Lifetime, MacAddress, Machine, MachineId,
-    MachineName, MachineState, NameError, PoolName, Reference, SnapshotName, Timestamp, Volume,
-    VolumeId, VolumeName,
+    Access, Attachment, Bytes, Exposure, History, Lifecycle, Lifetime, MacAddress, Machine,
+    MachineId, MachineName, MachineState, NameError, PoolName, Reference, SnapshotName, Timestamp,
+    Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Cost, Way};
 
 use super::deploy::StartMode;
 use super::ports::{check_distinct, check_free, free_port};
+use super::templates::expect_template;
 use super::{MachineView, require_ready};
 use crate::clones::room_for_clone;
 use crate::engine::Engine;
@@ -66,15 +67,24 @@ pub struct ClonedVolume {
 
 /// A volume that is to be cloned, and its clone.
 struct Part<'a> {
-    source: Source<'a>,
+    /// `None` for a root volume that is made anew at each start: there is nothing to clone.
+    source: Option<Source<'a>>,
     clone: Volume,
     position: u8,
     access: Access,
 }
 
+/// What is read of a volume.
+enum Read<'a> {
+    Source(Source<'a>),
+    /// It is made anew at each start.
+    Nothing(Volume),
+}
+
 impl Engine {
     /// Makes a machine with clones of all volumes of another one, in the same order and with the
-    /// same access, and the same resources. Its ID, and so its guest's machine-id and MAC
+    /// same access, and the same resources. Where that one's root is made from a template at each
+    /// start, so is the new one's. Its ID, and so its guest's machine-id and MAC
     /// address, its name and its SSH port are its own; ports that the other exposes, autostart
     /// and an end with its stop are not passed on.
     ///
@@ -108,12 +118,34 @@ impl Engine {
             .into_iter()
             .zip(&attached)
             .zip(names.into_iter().zip(made))
-            .map(|((source, attachment), (name, id))| {
-                let pool = new.pool.clone();
-                let pool = pool.unwrap_or_else(|| source.volume.pool.clone());
+            .map(|((read, attachment), (name, id))| {
+                let pool = |volume: &Volume| {
+                    let asked = new.pool.clone();
+                    asked.unwrap_or_else(|| volume.pool.clone())
+                };
+                let (source, clone) = match read {
+                    Read::Source(source) => {
+                        let clone = source.record_of_clone(id, name, pool(&source.volume));
+                        (Some(source), clone)
+                    }
+                    Read::Nothing(root) => {
+                        let now = Timestamp::now();
+                        let clone = Volume {
+                            id,
+                            name,
+                            pool: pool(&root),
+                            history: History::default(),
+                            lifecycle: Lifecycle::Creating,
+                            created: now,
+                            modified: now,
+                            ..root
+                        };
+                        (None, clone)
+                    }
+                };
                 Part {
-                    clone: source.record_of_clone(id, name, pool),
                     source,
+                    clone,
                     position: attachment.position,
                     access: attachment.access,
                 }
@@ -203,16 +235,20 @@ impl Engine {
         machine: &Machine,
         attached: &[Attachment],
         snapshot: Option<&'a SnapshotName>,
-    ) -> Result<Vec<Source<'a>>> {
+    ) -> Result<Vec<Read<'a>>> {
         let mut sources = Vec::new();
         let mut lacking = Vec::new();
         for attachment in attached {
             let id = attachment.volume;
             let volume = self.catalogue.read(|session| session.volume(id))?;
+            if attachment.position == 0 && machine.template.is_some() {
+                sources.push(Read::Nothing(volume));
+                continue;
+            }
             let name = volume.name.clone();
             // The caller holds the locks of all of them.
             match self.source_of(volume, snapshot, self.locks.set(self.purpose())) {
-                Ok(source) => sources.push(source),
+                Ok(source) => sources.push(Read::Source(source)),
                 Err(Error::NoSuchSnapshot { .. } | Error::PoolLacks { .. }) => lacking.push(name),
                 Err(error) => return Err(error),
             }
@@ -231,8 +267,9 @@ impl Engine {
     fn require_room_for(&self, machine: &Machine, parts: &[Part<'_>]) -> Result<()> {
         let mut needed: BTreeMap<&PoolName, u64> = BTreeMap::new();
         for part in parts {
+            let Some(source) = &part.source else { continue };
             let pool = self.pool(&part.clone.pool)?;
-            if let Some(room) = room_for_clone(&part.source, pool.as_ref())? {
+            if let Some(room) = room_for_clone(source, pool.as_ref())? {
                 *needed.entry(&part.clone.pool).or_default() += room;
             }
         }
@@ -260,6 +297,9 @@ impl Engine {
         let intent = self.catalogue.write(|session| {
             let source = session.machine(source.id)?;
             require_ready(&source)?;
+            if let Some(template) = source.template {
+                expect_template(session, &session.volume(template)?)?;
+            }
             session.insert_machine(&Machine {
                 id,
                 name: new.name.clone(),
@@ -298,6 +338,7 @@ impl Engine {
     ) -> Result<Vec<ClonedVolume>> {
         let mut cloned = Vec::new();
         for Part { source, clone, .. } in parts {
+            let Some(source) = source else { continue };
             self.reporter
                 .stage(&format!("cloning {} to {}", source.volume.name, clone.name));
             let filled = self.fill_clone(source, clone);

@@ -5,9 +5,11 @@ use std::io;
 
 use sistemo_catalog::{Intent, IntentId, Lockable};
 use sistemo_host::directory::FileError;
-use sistemo_model::{Lifecycle, MachineId, Reference, Timestamp, VolumeId, VolumeName};
+use sistemo_model::{
+    Lifecycle, Lifetime, Machine, MachineId, Reference, Timestamp, VolumeId, VolumeName,
+};
 
-use super::{MachineView, StopRequest};
+use super::{MachineView, StopRequest, refuse_needed_template};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::volumes::{VolumeView, pool_error};
@@ -43,26 +45,22 @@ impl Engine {
     /// Where there is no such machine.
     pub fn deletion(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
-        let root = self
-            .catalogue
-            .read(|session| session.attachments_of(machine.id))?
-            .into_iter()
-            .next()
-            .filter(|_| machine.owns_root && storage != Storage::Preserve);
+        let root = self.root_that_goes(&machine, storage)?;
+        // Of one that is made anew at each start there is nothing to lose.
         let removes = root
-            .map(|root| self.volume(&Reference::from(root.volume.to_string())))
+            .filter(|_| machine.template.is_none())
+            .map(|root| self.volume(&Reference::from(root.to_string())))
             .transpose()?;
+        let stay = usize::from(root.is_some());
         let restorable_until = match &removes {
+            // What goes with the stop of an ephemeral machine goes for good.
+            Some(_) if machine.lifetime == Lifetime::Ephemeral && machine.state.is_active() => None,
             Some(root) if storage == Storage::RemoveRoot => self.restorable_until(&root.pool)?,
             _ => None,
         };
         let machine = self.view_machine(machine.id)?;
-        let keeps = machine
-            .volumes
-            .iter()
-            .map(|volume| volume.name.clone())
-            .filter(|name| removes.as_ref().is_none_or(|removed| removed.name != *name))
-            .collect();
+        let keeps = machine.volumes.iter().skip(stay);
+        let keeps = keeps.map(|volume| volume.name.clone()).collect();
         Ok(Deletion {
             machine,
             removes,
@@ -71,21 +69,49 @@ impl Engine {
         })
     }
 
+    /// The root volume that goes when a machine is deleted.
+    fn root_that_goes(&self, machine: &Machine, storage: Storage) -> Result<Option<VolumeId>> {
+        let goes = match storage {
+            Storage::RemoveRoot | Storage::DestroyRoot => machine.owns_root,
+            Storage::Preserve => machine.template.is_some(),
+        };
+        self.catalogue.read(|session| {
+            let attached = session.attachments_of(machine.id)?;
+            let Some(root) = attached.first().filter(|_| goes) else {
+                return Ok(None);
+            };
+            refuse_needed_template(session, &session.volume(root.volume)?)?;
+            Ok(Some(root.volume))
+        })
+    }
+
     /// Deletes a machine, which is stopped first: gracefully, then forced. A crash in the middle
     /// leaves it stopped and whole, or the next operation finishes it.
     ///
     /// # Errors
-    /// Where it cannot be stopped, a snapshot of the root volume that goes with it is pinned, or
-    /// that volume's pool cannot be used; then nothing else has changed.
+    /// Where it cannot be stopped, a snapshot of the root volume that goes with it is pinned, that
+    /// volume's pool cannot be used, or other machines start from it; then nothing else has
+    /// changed.
     pub fn delete_machine(&self, reference: &Reference, storage: Storage) -> Result<Deletion> {
         let machine = self.find_machine(reference)?;
         let found = Reference::from(machine.id.to_string());
-        if let Some(root) = self.deletion(&found, storage)?.removes {
-            self.require_removable(&root)?;
+        let deletion = self.deletion(&found, storage)?;
+        if let Some(root) = &deletion.removes {
+            self.require_removable(root)?;
         }
         self.use_reserve_where_full();
+        if storage == Storage::Preserve && machine.lifetime == Lifetime::Ephemeral {
+            // Else it would be gone with its stop.
+            let lifetime = Lifetime::Persistent;
+            self.catalogue
+                .write(|session| session.set_lifetime(machine.id, lifetime))?;
+        }
         let timeout = self.settings.stop_timeout.value;
         let _ = self.bring_to_stop(&machine, StopRequest::Graceful { timeout })?;
+        if !self.is_there(machine.id)? {
+            // It was gone with its stop.
+            return Ok(deletion);
+        }
         let volumes: Vec<VolumeId> = self
             .catalogue
             .read(|session| session.attachments_of(machine.id))?
@@ -102,10 +128,13 @@ impl Engine {
                 trashed = self.trashed_now(&root.pool)?;
             }
         }
-        let root = deletion.removes.as_ref().map(|root| root.id);
+        let root = self.root_that_goes(&machine, storage)?;
         // What goes to the trash is not the machine's to remove any more.
         let lost = root.filter(|_| trashed.is_none());
         let (intent, to_trash) = self.catalogue.write(|session| {
+            if let Some(root) = root {
+                refuse_needed_template(session, &session.volume(root)?)?;
+            }
             for attachment in session.attachments_of(machine.id)? {
                 session.detach(machine.id, attachment.volume)?;
             }

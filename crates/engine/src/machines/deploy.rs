@@ -14,6 +14,7 @@ use sistemo_model::{
 
 use super::change::check_memory;
 use super::ports::{check_distinct, check_free, free_port};
+use super::templates::expect_template;
 use super::{MachineView, StopRequest, Storage};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
@@ -33,9 +34,9 @@ pub struct Deploy {
     /// Its memory; without a size, the configured one.
     pub memory: Option<Bytes>,
     /// The size of the root volume that is made for it; without one, the configured size or the
-    /// image's, whichever is larger.
+    /// image's, whichever is larger. One that starts from a template has the template's.
     pub storage: Option<Bytes>,
-    /// The pool of that root volume.
+    /// The pool of that root volume; without one, the configured one or the template's.
     pub pool: Option<PoolName>,
     /// Its data volumes, in the order of their devices.
     pub attach: Vec<Reference>,
@@ -43,6 +44,8 @@ pub struct Deploy {
     pub expose: Vec<Exposure>,
     /// What runs it; without a choice, the configured one.
     pub vmm: Option<VmmChoice>,
+    /// How long it lasts.
+    pub lifetime: Lifetime,
     /// How far it is started.
     pub start: StartMode,
 }
@@ -56,6 +59,9 @@ pub enum DeploySource {
     File(PathBuf),
     /// A volume that is there already, which becomes the root volume.
     Volume(Reference),
+    /// A clone of this machine's root volume, which is made at each start and thrown away at each
+    /// stop.
+    Template(Reference),
 }
 
 /// How far a new machine is started.
@@ -91,20 +97,55 @@ enum Root {
         copy: Option<ImageCopy>,
     },
     Given(Volume),
+    /// One that is made at each start.
+    Anew {
+        id: VolumeId,
+        template: Volume,
+        image: Option<ImageName>,
+    },
+}
+
+impl Root {
+    fn id(&self) -> VolumeId {
+        match self {
+            Root::Made { id, .. } | Root::Anew { id, .. } => *id,
+            Root::Given(volume) => volume.id,
+        }
+    }
+
+    /// What it boots with, where it is made.
+    fn boot(&self) -> Option<&Boot> {
+        match self {
+            Root::Made { boot, .. } => boot.as_ref(),
+            Root::Anew { template, .. } => template.boot.as_ref(),
+            Root::Given(_) => None,
+        }
+    }
+
+    /// The image that it is, or its template was, made from.
+    fn image(&self) -> Option<ImageName> {
+        match self {
+            Root::Made { image, .. } | Root::Anew { image, .. } => image.clone(),
+            Root::Given(_) => None,
+        }
+    }
+
+    fn template(&self) -> Option<&Volume> {
+        match self {
+            Root::Anew { template, .. } => Some(template),
+            Root::Made { .. } | Root::Given(_) => None,
+        }
+    }
 }
 
 impl Plan<'_> {
     fn makes_root(&self) -> bool {
-        matches!(self.root, Root::Made { .. })
+        !matches!(self.root, Root::Given(_))
     }
 
     /// Its volumes in the order of their devices.
     fn volumes(&self) -> Vec<VolumeId> {
-        let root = match &self.root {
-            Root::Made { id, .. } => *id,
-            Root::Given(volume) => volume.id,
-        };
-        std::iter::once(root)
+        std::iter::once(self.root.id())
             .chain(self.data.iter().map(|volume| volume.id))
             .collect()
     }
@@ -150,7 +191,11 @@ impl Engine {
                 .iter()
                 .try_for_each(|exposure| check_free(exposure.host))?;
         }
-        if !matches!(new.source, DeploySource::Volume(_)) {
+        let has_pool = matches!(
+            new.source,
+            DeploySource::Volume(_) | DeploySource::Template(_)
+        );
+        if new.pool.is_some() || !has_pool {
             self.pool_for(new.pool.as_ref())?;
         }
         let data = self.resolve_data_volumes(new)?;
@@ -177,7 +222,7 @@ impl Engine {
         // Under their locks: what was read before may have grown since.
         let mut existing = plan.data.iter().chain(match &plan.root {
             Root::Given(volume) => Some(volume),
-            Root::Made { .. } => None,
+            Root::Made { .. } | Root::Anew { .. } => None,
         });
         existing.try_for_each(|volume| self.refuse_damaged(volume.id))?;
         let (machine, made, intent) = self.record(&plan)?;
@@ -189,8 +234,9 @@ impl Engine {
         }
         drop(held);
 
+        let created = self.view_machine(id)?;
         if new.start == StartMode::Created {
-            return self.view_machine(id);
+            return Ok(created);
         }
         if let Err(error) = self.launch(id) {
             self.undo_after(&error, self.undo_deploy(&machine, made.is_some()));
@@ -200,7 +246,7 @@ impl Engine {
         if new.start == StartMode::Answering {
             self.wait_until_answering(id)?;
         }
-        self.view_machine(id)
+        self.view_or_gone(created)
     }
 
     /// Makes sure that the VMM is there; returns why guests will be slow, where they will.
@@ -211,7 +257,10 @@ impl Engine {
 
     fn undo_deploy(&self, machine: &Machine, made_root: bool) -> Result<()> {
         let reference = Reference::from(machine.id.to_string());
-        let _ = self.stop_machine(&reference, StopRequest::Forced)?;
+        let _ = self.bring_to_stop(machine, StopRequest::Forced)?;
+        if !self.is_there(machine.id)? {
+            return Ok(());
+        }
         let storage = if made_root {
             Storage::DestroyRoot
         } else {
@@ -292,6 +341,14 @@ impl Engine {
     fn find_root(&self, new: &Deploy) -> Result<Root> {
         match &new.source {
             DeploySource::Volume(reference) => Ok(Root::Given(self.find_free(reference)?)),
+            DeploySource::Template(reference) => {
+                let (machine, template) = self.find_template(reference)?;
+                Ok(Root::Anew {
+                    id: VolumeId::random(),
+                    template,
+                    image: machine.image,
+                })
+            }
             DeploySource::Image(name) => {
                 let OpenImage { image, content } = self.open_or_build_image(name)?;
                 let size = self.root_size(new, image.name.as_str(), image.size)?;
@@ -353,11 +410,9 @@ impl Engine {
         } = plan;
         let now = Timestamp::now();
         // From before the record is made until it is: then the volume keeps its kernel.
-        let kernels = match root {
-            Root::Made {
-                boot: Some(boot), ..
-            } => Some(self.hold_kernels(Some(boot))?),
-            Root::Made { .. } | Root::Given(_) => None,
+        let kernels = match root.boot() {
+            Some(boot) => Some(self.hold_kernels(Some(boot))?),
+            None => None,
         };
         let recorded = self.catalogue.write(|session| {
             let makes_root = plan.makes_root();
@@ -367,14 +422,14 @@ impl Engine {
                     Ok(taken(session, name, makes_root)?.is_none())
                 })?,
             };
-            let image = match root {
-                Root::Made { image, .. } => image.clone(),
-                Root::Given(_) => None,
-            };
+            let template = root.template();
+            if let Some(template) = template {
+                expect_template(session, template)?;
+            }
             let machine = Machine {
                 id: *id,
                 name,
-                image,
+                image: root.image(),
                 vcpus: new.vcpus.unwrap_or(self.settings.vcpus.value),
                 memory: *memory,
                 vmm: *vmm,
@@ -383,34 +438,14 @@ impl Engine {
                 exposed: new.expose.clone(),
                 autostart: false,
                 owns_root: makes_root,
-                template: None,
-                lifetime: Lifetime::Persistent,
+                template: template.map(|template| template.id),
+                lifetime: new.lifetime,
                 state: MachineState::Stopped(None),
                 lifecycle: Lifecycle::Creating,
                 created: now,
                 modified: now,
             };
-            let made = match root {
-                Root::Given(_) => None,
-                Root::Made { id, size, boot, .. } => Some(Volume {
-                    id: *id,
-                    name: machine.name.root_volume(),
-                    size: *size,
-                    role: Role::Root,
-                    pool: self.pool_of(new).clone(),
-                    // An image with a kernel is one ext4 filesystem; any other has partitions.
-                    filesystem: if boot.is_some() {
-                        Filesystem::Ext4
-                    } else {
-                        Filesystem::None
-                    },
-                    boot: boot.clone(),
-                    history: History::default(),
-                    lifecycle: Lifecycle::Creating,
-                    created: now,
-                    modified: now,
-                }),
-            };
+            let made = self.record_of_root(plan, &machine);
             session.insert_machine(&machine)?;
             if let Some(volume) = &made {
                 expect_known(session, &volume.pool)?;
@@ -425,6 +460,42 @@ impl Engine {
         })?;
         drop(kernels);
         Ok(recorded)
+    }
+
+    /// The root volume of a new machine, where it does not have one that is there already.
+    fn record_of_root(&self, plan: &Plan<'_>, machine: &Machine) -> Option<Volume> {
+        let made = Volume {
+            id: plan.root.id(),
+            name: machine.name.root_volume(),
+            size: Bytes::MINIMUM,
+            role: Role::Root,
+            pool: self.pool_of(plan.new).clone(),
+            filesystem: Filesystem::None,
+            boot: plan.root.boot().cloned(),
+            history: History::default(),
+            lifecycle: Lifecycle::Creating,
+            created: machine.created,
+            modified: machine.modified,
+        };
+        match &plan.root {
+            Root::Given(_) => None,
+            Root::Made { size, boot, .. } => Some(Volume {
+                size: *size,
+                // An image with a kernel is one ext4 filesystem; any other has partitions.
+                filesystem: if boot.is_some() {
+                    Filesystem::Ext4
+                } else {
+                    Filesystem::None
+                },
+                ..made
+            }),
+            Root::Anew { template, .. } => Some(Volume {
+                size: template.size,
+                pool: plan.new.pool.as_ref().unwrap_or(&template.pool).clone(),
+                filesystem: template.filesystem,
+                ..made
+            }),
+        }
     }
 
     fn build(
@@ -494,7 +565,7 @@ fn derived_name(source: &DeploySource) -> MachineName {
     MachineName::derived_from(match source {
         DeploySource::Image(name) => name.as_str(),
         DeploySource::File(path) => file_stem(path),
-        DeploySource::Volume(reference) => reference.as_str(),
+        DeploySource::Volume(reference) | DeploySource::Template(reference) => reference.as_str(),
     })
 }
 

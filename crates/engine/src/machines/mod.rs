@@ -7,6 +7,7 @@
 //! | `start` | starting, and starting a machine's monitor |
 //! | `stop` | stopping and restarting |
 //! | `after_stop` | what a stop says about the machine's volumes, and what is done about it |
+//! | `templates` | root volumes that are made anew at each start |
 //! | `pause` | pausing and resuming |
 //! | `snapshot` | keeping all volumes of a machine at one point in time |
 //! | `stillness` | holding a guest, its filesystems frozen, while its volumes are kept |
@@ -37,6 +38,7 @@ mod snapshot;
 mod start;
 mod stillness;
 mod stop;
+mod templates;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -46,8 +48,9 @@ use serde::Serialize;
 use sistemo_catalog::{CatalogError, LockSet, Lockable, Session};
 use sistemo_host::directory::Directory;
 use sistemo_model::{
-    Accelerator, Access, Attachment, ImageName, Lifecycle, Machine, MachineId, MachineName,
-    MachineState, PauseCause, Reference, StopHow, Timestamp, VmmKind, VolumeId, VolumeName,
+    Accelerator, Access, Attachment, ImageName, Lifecycle, Lifetime, Machine, MachineId,
+    MachineName, MachineState, PauseCause, Reference, StopHow, Timestamp, VmmKind, VolumeId,
+    VolumeName,
 };
 use sistemo_vmm::{Control, VmmError};
 
@@ -59,6 +62,7 @@ pub(crate) use live_copies::ToCopy;
 pub use snapshot::{KeptVolume, MachineSnapshot};
 pub use start::Wait;
 pub use stop::StopRequest;
+pub(crate) use templates::refuse_needed_template;
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
@@ -100,6 +104,10 @@ pub struct MachineView {
     pub network: &'static str,
     /// Whether it starts when the host does.
     pub autostart: bool,
+    /// What its root volume is made from at each start; `None` for a root volume that lasts.
+    pub template: Option<TemplateView>,
+    /// Whether it is gone when it stops.
+    pub ephemeral: bool,
     /// Its network card's address.
     pub mac: String,
     /// When it was made.
@@ -117,6 +125,15 @@ pub struct MachineVolume {
     pub device: String,
     /// Whether the guest may only read it.
     pub read_only: bool,
+}
+
+/// What the root volumes of machines are made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TemplateView {
+    /// The volume.
+    pub volume: VolumeName,
+    /// The machine whose root it is, where it is one's.
+    pub machine: Option<MachineName>,
 }
 
 /// Where a machine's SSH server answers on the host.
@@ -150,7 +167,8 @@ impl Engine {
     pub fn machines(&self) -> Result<Vec<MachineView>> {
         let machines = self.catalogue.read(|session| session.machines())?;
         for machine in machines.iter().filter(|machine| machine.state.is_active()) {
-            self.settle(machine.id)?;
+            // One may be gone with its stop.
+            let _active: bool = self.is_active(machine.id)?;
         }
         self.catalogue.read(|session| {
             session
@@ -180,11 +198,35 @@ impl Engine {
         let machine = self
             .catalogue
             .read(|session| session.find_machine(reference))?;
-        if machine.state.is_active() {
-            self.settle(machine.id)
-        } else {
-            Ok(machine)
+        if !machine.state.is_active() {
+            return Ok(machine);
         }
+        let machine = self.settle(machine.id)?;
+        // It may be gone with its stop.
+        require_ready(&machine)?;
+        Ok(machine)
+    }
+
+    /// Whether a machine, having been there, still is, and is not on its way out.
+    fn is_there(&self, id: MachineId) -> Result<bool> {
+        let machines = self.catalogue.read(|session| session.all_machines())?;
+        let found = machines.into_iter().find(|machine| machine.id == id);
+        Ok(found.is_some_and(|machine| machine.lifecycle == Lifecycle::Ready))
+    }
+
+    /// One machine, which was as `before` says; as it stopped, where it is gone with its stop.
+    fn view_or_gone(&self, before: MachineView) -> Result<MachineView> {
+        if self.is_there(before.id)? {
+            return self.view_machine(before.id);
+        }
+        Ok(MachineView {
+            status: MachineState::Stopped(None).as_str(),
+            stopped_how: None,
+            paused_why: None,
+            accel: None,
+            pid: None,
+            ..before
+        })
     }
 
     /// Brings a machine's record in line with what it really does.
@@ -209,10 +251,26 @@ impl Engine {
             }
             return Ok(self.catalogue.read(|session| session.machine(id))?);
         }
+        self.end_unseen(id)?;
+        Ok(self.catalogue.read(|session| session.machine(id))?)
+    }
+
+    /// Records the end of a machine whose VMM is gone, and does what belongs to it.
+    pub(crate) fn end_unseen(&self, id: MachineId) -> Result<()> {
         if self.record_ending(id)? {
             self.finish_stop_where_free(id);
         }
-        Ok(self.catalogue.read(|session| session.machine(id))?)
+        Ok(())
+    }
+
+    /// Whether a machine is active, its record being brought in line first. One that is gone,
+    /// having been there, has ended.
+    pub(crate) fn is_active(&self, id: MachineId) -> Result<bool> {
+        match self.settle(id) {
+            Ok(machine) => Ok(machine.state.is_active()),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The machine, which must be stopped; `action` says what for.
@@ -353,6 +411,15 @@ fn view(session: &Session<'_>, machine: Machine) -> Result<MachineView> {
         MachineState::Stopped(how) => how,
         _ => None,
     };
+    let template = machine.template.map(|id| {
+        let holder = session.holder_of(id)?;
+        Ok::<_, CatalogError>(TemplateView {
+            volume: session.volume(id)?.name,
+            machine: holder
+                .filter(|holder| holder.attachment.position == 0)
+                .map(|holder| holder.machine_name),
+        })
+    });
     let paused_why = match machine.state {
         MachineState::Paused(cause) => Some(cause),
         _ => None,
@@ -384,6 +451,8 @@ fn view(session: &Session<'_>, machine: Machine) -> Result<MachineView> {
             .collect(),
         network: "user",
         autostart: machine.autostart,
+        template: template.transpose()?,
+        ephemeral: machine.lifetime == Lifetime::Ephemeral,
         mac: machine.mac.to_string(),
         created: machine.created,
         modified: machine.modified,

@@ -15,14 +15,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sistemo_catalog::{Lockable, RunningProcess};
+use sistemo_catalog::{CatalogError, Lockable, RunningProcess};
 use sistemo_host::directory::FileError;
 use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_host::process::Ending;
 use sistemo_images::{GuestIdentity, command_line};
 use sistemo_model::{
-    Access, Exposure, Machine, MachineId, MachineState, PauseCause, PoolName, StopHow, Timestamp,
-    Volume,
+    Access, Attachment, Exposure, Machine, MachineId, MachineState, PauseCause, PoolName, StopHow,
+    Timestamp, Volume,
 };
 use sistemo_vmm::{
     BootSource, Credential, Disk, DiskSerial, MachineSpec, Network, RunStatus, Started, VmmError,
@@ -86,7 +86,10 @@ impl Engine {
             })
             .and_then(|monitoring| self.start_vmm(&machine, alive).map(|()| monitoring));
         if let Err(error) = &started {
-            self.close_volumes(id);
+            match self.catalogue.read(|session| session.attachments_of(id)) {
+                Ok(volumes) => self.close_volumes(&volumes),
+                Err(error) => tracing::warn!(%error, "cannot close the machine's volumes"),
+            }
             answer(&Readiness::Failed(causes(error)));
         }
         let monitoring = started?;
@@ -356,30 +359,36 @@ impl Engine {
     /// the second call does nothing.
     pub(super) fn record_ending(&self, id: MachineId) -> Result<bool> {
         self.use_reserve_where_full();
-        let how = self.how_it_ended(&self.catalogue.read(|session| session.machine(id))?);
+        let machine = match self.catalogue.read(|session| session.machine(id)) {
+            // One that is gone with its stop.
+            Err(CatalogError::NotFound { .. }) => return Ok(false),
+            found => found?,
+        };
+        let how = self.how_it_ended(&machine);
         let ended = self.catalogue.write(|session| {
             let machine = session.machine(id)?;
             // Whoever starts a machine takes its run lock before it changes the record, so a
             // lock that is free in here means that the recorded run is over.
             let alive = self.locks.is_held(&Lockable::Run(id))?;
             if alive || !machine.state.is_active() {
-                return Ok(false);
+                return Ok(None);
             }
+            let volumes = session.attachments_of(id)?;
             record_stop(session, &machine, Some(how))?;
-            Ok::<_, Error>(true)
+            Ok::<_, Error>(Some(volumes))
         })?;
-        if ended {
+        if let Some(volumes) = &ended {
             tracing::info!(%how, "the machine has ended");
-            self.close_volumes(id);
+            self.close_volumes(volumes);
         }
-        Ok(ended)
+        Ok(ended.is_some())
     }
 
     /// Closes a machine's volumes in their pools. A pool that cannot, having been unmounted for
     /// instance, has nothing of them open.
-    fn close_volumes(&self, id: MachineId) {
+    fn close_volumes(&self, volumes: &[Attachment]) {
         let close = || {
-            for attachment in self.catalogue.read(|session| session.attachments_of(id))? {
+            for attachment in volumes {
                 let volume = self
                     .catalogue
                     .read(|session| session.volume(attachment.volume))?;

@@ -149,7 +149,17 @@ impl Engine {
     fn poll_answer(&self, machine: &Machine, deadline: Instant, limit: Duration) -> Result<()> {
         let address = SocketAddr::new(LOOPBACK, machine.ssh_port);
         loop {
-            let now = self.settle(machine.id)?;
+            let now = match self.settle(machine.id) {
+                // One that is gone with its stop, and its console's log with it.
+                Err(Error::NotFound { .. }) => {
+                    return Err(Error::EndedEarly {
+                        machine: machine.name.clone(),
+                        how: "gone".to_owned(),
+                        console: String::new(),
+                    });
+                }
+                settled => settled?,
+            };
             if let MachineState::Stopped(how) = now.state {
                 return Err(Error::EndedEarly {
                     machine: now.name,

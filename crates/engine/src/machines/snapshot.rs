@@ -99,7 +99,8 @@ impl Engine {
     /// Volumes whose pool has no instant snapshots are copied: by the VMM while the machine runs
     /// on, or, where their driver cannot have that, while it is held. That is told before.
     ///
-    /// Where one volume cannot be kept, none is. A crash in the middle leaves none: the machine's
+    /// A root that is made anew at each start of the machine is left out: its snapshots go with the
+    /// stop. Where one volume cannot be kept, none is. A crash in the middle leaves none: the machine's
     /// monitor or the next operation lets the machine run on, and removes what there is.
     ///
     /// # Errors
@@ -123,7 +124,7 @@ impl Engine {
                 action,
             });
         }
-        let mut held = self.hold_volumes_of(id, held)?;
+        let mut held = self.hold_volumes_of(&machine, held)?;
         let volumes = self.to_keep(&machine)?;
         let created = Timestamp::now();
         let name = self.common_name(&volumes, name, created)?;
@@ -185,7 +186,9 @@ impl Engine {
             .catalogue
             .read(|session| session.attachments_of(machine.id))?;
         let mut volumes = Vec::new();
-        for attachment in attached {
+        // A snapshot of a root that is made anew at each start would go with the stop.
+        let anew = usize::from(machine.template.is_some());
+        for attachment in attached.into_iter().skip(anew) {
             let volume = self
                 .catalogue
                 .read(|session| session.volume(attachment.volume))?;

@@ -10,12 +10,13 @@ use sistemo_host::Changed;
 use sistemo_host::directory::{Directory, FileError, Open};
 use sistemo_host::lock::Lock;
 use sistemo_host::program::{Program, ProgramError};
-use sistemo_model::{Machine, MachineId, MachineState, Reference};
+use sistemo_model::{Attachment, Machine, MachineId, MachineState, Reference};
 
 use super::MachineView;
 use super::after_stop::record_stop;
 use super::ports::check_free;
 use super::require_ready;
+use super::templates::FreshRoot;
 use crate::engine::Engine;
 use crate::error::{Error, MonitorError, Result};
 use crate::settings::STORAGE_CONF;
@@ -65,6 +66,7 @@ impl Engine {
     /// are locked meanwhile: a program that still writes to one, such as a resize2fs whose
     /// command was killed, is waited for.
     pub(crate) fn launch(&self, id: MachineId) -> Result<Changed> {
+        self.settle_template(&self.catalogue.read(|session| session.machine(id))?)?;
         let held = self.hold(Some(id), &[])?;
         let machine = self.settle(id)?;
         require_ready(&machine)?;
@@ -81,18 +83,21 @@ impl Engine {
             }
             MachineState::Starting | MachineState::Running => return Ok(Changed::No),
         }
-        let _held = self.hold_volumes_of(id, held)?;
+        let mut held = self.hold_volumes_of(&machine, held)?;
         for exposure in &machine.exposed {
             check_free(exposure.host)?;
         }
         self.choose_ssh_port(&machine)?;
-        let alive = self
-            .locks
-            .acquire(&Lockable::Run(id), self.purpose())
-            .map_err(|error| self.named(error))?;
-        if !self.advance(id, MachineState::Starting)? {
-            return Err(cannot_start(self.settle(id)?));
-        }
+        let root = self.make_fresh_root(&machine)?;
+        let alive = match self.begin_start(id, root.as_ref()) {
+            Ok(alive) => alive,
+            Err(error) => {
+                if let Some(root) = root {
+                    self.undo_after(&error, self.discard_root(root.volume.id, root.intent));
+                }
+                return Err(error);
+            }
+        };
         let started = self.start_monitor(&machine, &alive);
         drop(alive);
         if let Err(error) = started {
@@ -101,9 +106,39 @@ impl Engine {
             let ended = self.end_unrecorded_vmm(&machine);
             let undone = ended.and_then(|()| self.record_never_ran(id));
             self.undo_after(&error, undone);
+            self.finish_stop(id, &mut held);
             return Err(error);
         }
         Ok(Changed::Yes)
+    }
+
+    /// Takes a machine's run lock, and records that it is on its way, with the root that was made
+    /// for this start.
+    fn begin_start(&self, id: MachineId, root: Option<&FreshRoot>) -> Result<Lock> {
+        let alive = self
+            .locks
+            .acquire(&Lockable::Run(id), self.purpose())
+            .map_err(|error| self.named(error))?;
+        let began = self.catalogue.write(|session| {
+            if !session
+                .machine(id)?
+                .state
+                .can_become(MachineState::Starting)
+            {
+                return Ok(false);
+            }
+            session.set_machine_state(id, MachineState::Starting)?;
+            if let Some(root) = root {
+                session.renew_volume(&root.volume)?;
+                session.finish(root.intent)?;
+            }
+            Ok::<_, Error>(true)
+        })?;
+        if began {
+            Ok(alive)
+        } else {
+            Err(cannot_start(self.settle(id)?))
+        }
     }
 
     /// Takes back that a machine is on its way, whose VMM never ran.
@@ -117,14 +152,20 @@ impl Engine {
         })
     }
 
-    /// Adds the locks of a machine's volumes to its own, and refuses damaged ones.
-    pub(super) fn hold_volumes_of(&self, id: MachineId, mut held: LockSet) -> Result<LockSet> {
-        let attached = self.catalogue.read(|session| session.attachments_of(id))?;
-        held.add_volumes(attached.iter().map(|attachment| attachment.volume))
+    /// Adds the locks of a machine's volumes, and of what its root is made from, to its own, and
+    /// refuses damaged ones.
+    pub(super) fn hold_volumes_of(&self, machine: &Machine, mut held: LockSet) -> Result<LockSet> {
+        let attached = self
+            .catalogue
+            .read(|session| session.attachments_of(machine.id))?;
+        let volumes = attached.iter().map(|attachment| attachment.volume);
+        held.add_volumes(volumes.chain(machine.template))
             .map_err(|error| self.named(error))?;
         // Whoever had them before may have been killed in the middle of a growth.
         self.recover_held(&held)?;
-        for attachment in attached {
+        let made_anew =
+            |attachment: &&Attachment| attachment.position == 0 && machine.template.is_some();
+        for attachment in attached.iter().filter(|attached| !made_anew(attached)) {
             self.refuse_damaged(attachment.volume)?;
         }
         Ok(held)

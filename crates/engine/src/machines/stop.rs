@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use sistemo_host::Changed;
 use sistemo_host::process::Ending;
-use sistemo_model::{Machine, MachineId, MachineState, Reference, StopHow};
+use sistemo_model::{Lifetime, Machine, MachineId, MachineState, Reference, StopHow};
 use sistemo_vmm::VmmError;
 
+use super::templates::refuse_ephemeral;
 use super::{MachineView, POLL_INTERVAL, Wait};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -34,7 +35,8 @@ pub enum StopRequest {
 }
 
 impl Engine {
-    /// Stops a machine; one that is stopped already is left alone.
+    /// Stops a machine; one that is stopped already is left alone. One that is gone when it stops
+    /// is shown as it was.
     ///
     /// # Errors
     /// Where its VMM cannot be reached or ended.
@@ -44,8 +46,16 @@ impl Engine {
         how: StopRequest,
     ) -> Result<(MachineView, Changed)> {
         let machine = self.find_machine(reference)?;
+        let before = self.view_machine(machine.id)?;
         let changed = self.bring_to_stop(&machine, how)?;
-        Ok((self.view_machine(machine.id)?, changed))
+        if machine.lifetime == Lifetime::Ephemeral && !self.is_there(machine.id)? {
+            let volumes = before.volumes.iter().skip(usize::from(machine.owns_root));
+            self.reporter.notice(&Notice::EphemeralGone {
+                machine: machine.name,
+                kept: volumes.map(|volume| volume.name.clone()).collect(),
+            });
+        }
+        Ok((self.view_or_gone(before)?, changed))
     }
 
     pub(super) fn bring_to_stop(&self, machine: &Machine, how: StopRequest) -> Result<Changed> {
@@ -65,7 +75,13 @@ impl Engine {
         };
         let stopped = self.stop_held(machine.id, how);
         self.finish_stop(machine.id, &mut held);
-        stopped
+        match stopped {
+            // Its monitor was faster.
+            Err(Error::NotFound { .. }) if machine.lifetime == Lifetime::Ephemeral => {
+                Ok(Changed::Yes)
+            }
+            stopped => stopped,
+        }
     }
 
     /// Stops a machine whose lock is held, or wanted by nobody who waits for it.
@@ -168,13 +184,14 @@ impl Engine {
     /// Stops a machine and starts it again; one that is stopped is only started.
     ///
     /// # Errors
-    /// As for stopping and starting.
+    /// As for stopping and starting, and for a machine that is gone when it stops.
     pub fn restart_machine(
         &self,
         reference: &Reference,
         how: StopRequest,
         wait: Wait,
     ) -> Result<MachineView> {
+        refuse_ephemeral(&self.find_machine(reference)?, "restart it")?;
         let (machine, _) = self.stop_machine(reference, how)?;
         let (machine, _) = self.start_machine(&Reference::from(machine.id.to_string()), wait)?;
         Ok(machine)

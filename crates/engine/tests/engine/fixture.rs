@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sistemo::images::NewImport;
 use sistemo::machines::{Deploy, DeploySource, MachineView, StartMode, StopRequest, Wait};
-use sistemo::model::{Bytes, Filesystem, ImageName, PoolName, Reference};
+use sistemo::model::{Bytes, Filesystem, ImageName, Lifetime, PoolName, Reference};
 use sistemo::pools::NewPool;
 use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Caller, Engine, MonitorCommand, Notice, Reporter, Settings};
@@ -251,6 +251,7 @@ pub(crate) fn plan(image: &str, name: &str) -> Deploy {
         attach: Vec::new(),
         expose: Vec::new(),
         vmm: None,
+        lifetime: Lifetime::Persistent,
         start: StartMode::Created,
     }
 }

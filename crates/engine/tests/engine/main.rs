@@ -23,5 +23,6 @@ mod recovery;
 mod running;
 mod snapshots;
 mod stops;
+mod templates;
 mod trash;
 mod volumes;

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use sistemo::machines::{self, DeploySource, MachineView, StartMode};
 use sistemo::model::{
-    Bytes, Exposure, ImageName, MachineName, PoolName, Reference, VcpuCount, VmmChoice,
+    Bytes, Exposure, ImageName, Lifetime, MachineName, PoolName, Reference, VcpuCount, VmmChoice,
 };
 use sistemo::{Engine, Error, ImageFormat};
 
@@ -21,7 +21,9 @@ Examples:
   sistemo machine deploy debian --name db1 --storage 10G --attach pgdata
   sistemo machine deploy debian --name web --memory 1G --expose 8080:80
   sistemo machine deploy ./disk.qcow2 --name imported
-  sistemo machine deploy --volume db1-root --name db2     # boots an existing volume";
+  sistemo machine deploy --volume db1-root --name db2     # boots an existing volume
+  sistemo machine deploy --template work --name mail --attach maildir
+  sistemo machine deploy --template work --ephemeral      # gone when it stops";
 
 /// What `machine deploy` takes.
 #[derive(Debug, Args)]
@@ -67,6 +69,18 @@ pub(crate) struct Deploy {
     /// Boot from this volume, which becomes the root volume and is never deleted with the machine
     #[arg(long, value_parser = reference, conflicts_with = "image")]
     volume: Option<Reference>,
+    /// Start from the root volume of this machine: a clone of it is made at each start, and thrown
+    /// away at each stop
+    #[arg(
+        long,
+        value_name = "MACHINE",
+        value_parser = reference,
+        conflicts_with_all = ["image", "volume", "storage"]
+    )]
+    template: Option<Reference>,
+    /// Let the machine be gone when it stops, its root volume with it; volumes attached to it stay
+    #[arg(long)]
+    ephemeral: bool,
     /// Make a guest port reachable on the host, on 127.0.0.1 unless an address is given
     #[arg(
         long,
@@ -99,6 +113,7 @@ enum Source {
     /// An image if there is one of that name, else a file.
     Either(ImageName, PathBuf),
     Volume(Reference),
+    Template(Reference),
 }
 
 impl Source {
@@ -121,6 +136,7 @@ impl Source {
             Source::Image(name) => Ok(DeploySource::Image(name)),
             Source::File(path) => Ok(DeploySource::File(path)),
             Source::Volume(volume) => Ok(DeploySource::Volume(volume)),
+            Source::Template(machine) => Ok(DeploySource::Template(machine)),
             Source::Either(name, path) => match engine.image(&name) {
                 Ok(_) => Ok(DeploySource::Image(name)),
                 Err(Error::NotFound { .. }) => Ok(DeploySource::File(path)),
@@ -133,12 +149,14 @@ impl Source {
 impl Deploy {
     /// Makes the machine.
     pub(super) fn run(self, session: &Session) -> Result<(), Failure> {
-        let source = match (self.image, self.volume) {
-            (Some(image), None) => image,
-            (None, Some(volume)) => Source::Volume(volume),
-            (Some(_), Some(_)) | (None, None) => {
+        let source = match (self.image, self.volume, self.template) {
+            (Some(image), None, None) => image,
+            (None, Some(volume), None) => Source::Volume(volume),
+            (None, None, Some(machine)) => Source::Template(machine),
+            _ => {
                 return Err(Failure::Usage {
-                    message: "deploy takes either an IMAGE or --volume VOLUME".to_owned(),
+                    message: "deploy takes an IMAGE, --volume VOLUME or --template MACHINE"
+                        .to_owned(),
                     hint: "sistemo machine deploy --help".to_owned(),
                 });
             }
@@ -160,6 +178,11 @@ impl Deploy {
             attach: self.attach,
             expose: self.expose,
             vmm: self.vmm,
+            lifetime: if self.ephemeral {
+                Lifetime::Ephemeral
+            } else {
+                Lifetime::Persistent
+            },
             start,
         })?;
         say_what_comes_next(session, start, &machine);
