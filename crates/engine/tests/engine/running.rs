@@ -8,6 +8,7 @@ use sistemo::clones::NewClone;
 use sistemo::exchange::Export;
 use sistemo::machines::{Deploy, MachineView, StartMode, StopRequest, Storage};
 use sistemo::model::{Access, Bytes, PauseCause, PoolName, SnapshotName, StopHow};
+use sistemo::moves::{Move, Unkept};
 use sistemo::pools::NewPool;
 use sistemo::snapshots::Replaced;
 use sistemo::{Engine, Error, Notice, Way};
@@ -192,6 +193,13 @@ fn a_running_machine_is_not_changed() {
             .unwrap_err(),
         engine
             .rename_volume(&data, "new".parse().unwrap())
+            .unwrap_err(),
+        engine
+            .move_volume(&Move {
+                volume: data.clone(),
+                to: PoolName::default_pool(),
+                unkept: Unkept::Refuse,
+            })
             .unwrap_err(),
         engine
             .rename_machine(&m, &"n".parse().unwrap())
