@@ -25,6 +25,8 @@ use crate::ground::Plot;
 const FEWEST_BLOCKS: u64 = 1 + Bytes::MINIMUM.get() / BLOCK;
 /// How many volumes a pool is given by moves at most.
 const MOST_VOLUMES: usize = 6;
+/// How many volumes are in the trash at most.
+const MOST_IN_TRASH: usize = 3;
 
 /// Something that is done. Volumes have IDs of the model's own here, so that the same seed gives the
 /// same history.
@@ -34,6 +36,10 @@ pub(crate) enum Act {
     Step { pool: usize, step: Step },
     /// A move to that pool.
     Move { id: VolumeId, to: usize },
+    /// Out of the trash.
+    Restore { id: VolumeId },
+    /// Out of the trash, and gone.
+    Destroy { id: VolumeId },
 }
 
 /// What is wrong on purpose.
@@ -48,6 +54,8 @@ pub(crate) enum Fault {
 
 struct Place {
     name: PoolName,
+    /// What is deleted there can be restored.
+    keeps_trash: bool,
     pool: Arc<dyn Pool>,
     powers: Powers,
     replica: Replica,
@@ -57,6 +65,8 @@ pub(crate) struct World {
     engine: Engine,
     locks: Locks,
     places: Vec<Place>,
+    /// What was deleted and can be restored, each in its pool.
+    trash: Vec<(VolumeId, usize, Held)>,
     /// The IDs that the engine gave.
     real: BTreeMap<VolumeId, VolumeId>,
     scratch: PathBuf,
@@ -67,7 +77,7 @@ impl Act {
     /// The volumes that it looks at, changes or makes.
     pub(crate) fn volumes(&self) -> Vec<VolumeId> {
         match self {
-            Act::Move { id, .. } => vec![*id],
+            Act::Move { id, .. } | Act::Restore { id } | Act::Destroy { id } => vec![*id],
             Act::Step { step, .. } => match step {
                 Step::Clone { origin, new, .. } => vec![*origin, new.id],
                 step => vec![step.volume()],
@@ -94,6 +104,8 @@ impl std::fmt::Display for Act {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Act::Move { id, to } => write!(f, "move {} to pool {to}", id.short()),
+            Act::Restore { id } => write!(f, "restore {}", id.short()),
+            Act::Destroy { id } => write!(f, "destroy {} in the trash", id.short()),
             Act::Step { pool, step } => match step {
                 Step::Create { new, stamps } => {
                     let blocks = stamps.len();
@@ -170,10 +182,12 @@ impl World {
         for (index, (driver, directory)) in plot.pools.iter().enumerate() {
             let name: PoolName = format!("pool-{index}").parse().unwrap();
             let path = directory.display().to_string();
+            // In the others what is deleted is gone.
+            let keeps_trash = index == 0;
+            let trash_keep = if keeps_trash { "24h" } else { "0" };
             let options = vec![
                 ("dir_path".to_owned(), path.clone()),
-                // What is deleted is gone, so that nothing else is in the pool.
-                ("trash_keep".to_owned(), "0".to_owned()),
+                ("trash_keep".to_owned(), trash_keep.to_owned()),
             ];
             let driver = (*driver).to_owned();
             let new = NewPool {
@@ -196,6 +210,7 @@ impl World {
             let pool = registry.open(&config, catalogue, FirstUse::Known).unwrap();
             places.push(Place {
                 name,
+                keeps_trash,
                 powers: Powers::of(pool.as_ref()),
                 pool,
                 replica: Replica::default(),
@@ -205,6 +220,7 @@ impl World {
             engine,
             locks: Locks::open(&plot.data_dir.join("locks")).unwrap(),
             places,
+            trash: Vec::new(),
             real: BTreeMap::new(),
             scratch: plot.scratch.clone(),
             fault,
@@ -213,6 +229,16 @@ impl World {
 
     /// Something that can be done next. `number` makes names that were not there before.
     pub(crate) fn next_act(&self, random: &mut Random, number: usize) -> Act {
+        if let Some((id, place, _)) = random.pick(&self.trash)
+            && (self.trash.len() > MOST_IN_TRASH || random.below(15) == 0)
+        {
+            let has_room = self.places[*place].replica.volumes.len() < MOST_VOLUMES;
+            return if has_room && random.below(2) == 0 {
+                Act::Restore { id: *id }
+            } else {
+                Act::Destroy { id: *id }
+            };
+        }
         loop {
             let several = u64::try_from(self.places.len()).unwrap();
             if random.below(12) == 0 {
@@ -264,6 +290,7 @@ impl World {
         };
         match act {
             Act::Move { id, to } => self.place_of(*id).is_some_and(|place| place != *to),
+            Act::Restore { id } | Act::Destroy { id } => self.in_trash(*id).is_some(),
             Act::Step { step, .. } => match step {
                 Step::Create { .. } | Step::Fill { .. } => true,
                 Step::Write { id, first, stamps } => held(id).is_some_and(|(_, held)| {
@@ -294,8 +321,30 @@ impl World {
         }
         match act {
             Act::Move { id, to } => self.shift(*id, *to),
+            Act::Restore { id } => {
+                let restored = self.engine.restore_volume(&self.reference(*id), None);
+                let _ = restored.map_err(|error| told(&error))?;
+                let (id, place, held) = self.out_of_trash(*id);
+                self.places[place].replica.volumes.insert(id, held);
+                Ok(())
+            }
+            Act::Destroy { id } => {
+                let destroyed = self.engine.destroy_trashed(&self.reference(*id));
+                let _ = destroyed.map_err(|error| told(&error))?;
+                let (_, _, _) = self.out_of_trash(*id);
+                Ok(())
+            }
             Act::Step { pool, step } => self.step(*pool, step),
         }
+    }
+
+    fn in_trash(&self, id: VolumeId) -> Option<usize> {
+        self.trash.iter().position(|(trashed, ..)| *trashed == id)
+    }
+
+    fn out_of_trash(&mut self, id: VolumeId) -> (VolumeId, usize, Held) {
+        let index = self.in_trash(id).unwrap();
+        self.trash.remove(index)
     }
 
     fn shift(&mut self, id: VolumeId, to: usize) -> Result<(), String> {
@@ -400,6 +449,11 @@ impl World {
             }
             Step::Remove { id } => {
                 let _ = engine.delete_volume(&self.reference(*id)).map_err(fail)?;
+                let place = here.unwrap();
+                if self.places[place].keeps_trash {
+                    let held = self.places[place].replica.volumes[id].clone();
+                    self.trash.push((*id, place, held));
+                }
             }
         }
         let place = match &step {
@@ -433,6 +487,13 @@ impl World {
 
     /// Expects that a volume and all its snapshots hold what they should.
     pub(crate) fn check_volume(&self, id: VolumeId) -> Result<(), String> {
+        if let Some(index) = self.in_trash(id) {
+            let (_, place, held) = &self.trash[index];
+            let place = &self.places[*place];
+            let really = self.as_it_is_called(place, id, held)?;
+            let checked = really.check(place.pool.as_ref());
+            return checked.map_err(|stop| format!("in the trash: {}", broken(&stop)));
+        }
         let Some(place) = self.place_of(id).map(|place| &self.places[place]) else {
             return match self.real.get(&id) {
                 Some(real) => self.check_gone(*real),
@@ -464,8 +525,12 @@ impl World {
     /// Expects that each pool holds all that it should, and nothing else.
     pub(crate) fn check(&self) -> Result<(), String> {
         let mut count = 0;
-        for place in &self.places {
+        for (index, place) in self.places.iter().enumerate() {
             let mut replica = Replica::default();
+            for (id, _, held) in self.trash.iter().filter(|(_, place, _)| *place == index) {
+                let held = self.as_it_is_called(place, *id, held)?;
+                replica.volumes.insert(held.description.id, held);
+            }
             for (id, held) in &place.replica.volumes {
                 let held = self.as_it_is_called(place, *id, held)?;
                 replica.volumes.insert(held.description.id, held);
@@ -480,6 +545,10 @@ impl World {
                 "the engine has {} volumes, not {count}",
                 volumes.len()
             ));
+        }
+        let trash = self.engine.trash().map_err(|error| told(&error))?;
+        if trash.len() != self.trash.len() {
+            return Err(format!("the trash is {trash:?}"));
         }
         Ok(())
     }
