@@ -11,6 +11,7 @@ use sistemo::exchange::{Checksum, NewImported};
 use sistemo::model::{Access, Bytes, Filesystem, PoolName, Reference, VolumeId};
 use sistemo::moves::{Move, Unkept};
 use sistemo::pools::NewPool;
+use sistemo::snapshots::Replaced;
 use sistemo::volumes::{Grow, NewVolume};
 use sistemo::{Caller, Engine, MonitorCommand, Settings, Silent, causes};
 use sistemo_catalog::{Catalogue, Lockable, Locks};
@@ -436,12 +437,23 @@ impl World {
                 let _ = taken.map_err(fail)?;
             }
             Step::Revert { id, name } => {
-                let reverted = engine.revert_volume(
-                    &self.reference(*id),
-                    Some(name),
-                    sistemo::snapshots::Replaced::Discard,
-                );
-                let _ = reverted.map_err(fail)?;
+                // As good as by chance, and the same each time.
+                let keeps = name
+                    .as_str()
+                    .bytes()
+                    .last()
+                    .is_some_and(|byte| byte % 2 == 0);
+                let replaced = if keeps {
+                    Replaced::Keep
+                } else {
+                    Replaced::Discard
+                };
+                let reverted = engine.revert_volume(&self.reference(*id), Some(name), replaced);
+                if let Some(kept) = reverted.map_err(fail)?.kept {
+                    let place = &mut self.places[here.unwrap()];
+                    let held = place.replica.volumes.get_mut(id).unwrap();
+                    held.snapshots.push((kept.name, held.blocks.clone()));
+                }
             }
             Step::DeleteSnapshot { id, name } => {
                 let deleted = engine.delete_snapshot(&self.reference(*id), name);
