@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sistemo::clones::NewClone;
 use sistemo::exchange::{Checksum, NewImported};
-use sistemo::model::{Access, Bytes, Filesystem, PoolName, Reference, VolumeId};
+use sistemo::model::{Access, Bytes, Filesystem, PoolName, Reference, SnapshotName, VolumeId};
 use sistemo::moves::{Move, Unkept};
 use sistemo::pools::NewPool;
 use sistemo::snapshots::Replaced;
@@ -437,18 +437,8 @@ impl World {
                 let _ = taken.map_err(fail)?;
             }
             Step::Revert { id, name } => {
-                // As good as by chance, and the same each time.
-                let keeps = name
-                    .as_str()
-                    .bytes()
-                    .last()
-                    .is_some_and(|byte| byte % 2 == 0);
-                let replaced = if keeps {
-                    Replaced::Keep
-                } else {
-                    Replaced::Discard
-                };
-                let reverted = engine.revert_volume(&self.reference(*id), Some(name), replaced);
+                let reference = self.reference(*id);
+                let reverted = engine.revert_volume(&reference, Some(name), replaced_by(name));
                 if let Some(kept) = reverted.map_err(fail)?.kept {
                     let place = &mut self.places[here.unwrap()];
                     let held = place.replica.volumes.get_mut(id).unwrap();
@@ -580,6 +570,17 @@ impl World {
             },
             ..held.clone()
         })
+    }
+}
+
+/// What becomes of what a volume holds when it is taken back: as good as by chance, and the same
+/// each time.
+fn replaced_by(snapshot: &SnapshotName) -> Replaced {
+    let last = snapshot.as_str().bytes().last();
+    if last.is_some_and(|byte| byte % 2 == 0) {
+        Replaced::Keep
+    } else {
+        Replaced::Discard
     }
 }
 
