@@ -110,12 +110,13 @@ impl Engine {
         // One turn for all of it: nobody else can come between, and nobody is waited for.
         let mut control = self.connect(machine, "pause")?;
         let started = Instant::now();
-        let done = control
-            .pause()
-            .map_err(fail("pause"))
-            .and_then(|()| work(control.as_mut()));
+        let held = control.pause().map_err(fail("pause"));
+        let holding = started.elapsed();
+        let done = held.and_then(|()| work(control.as_mut()));
+        let worked = started.elapsed();
         let resumed = control.resume().map_err(fail("resume"));
         let pause = started.elapsed();
+        tracing::debug!(machine = %machine.name, ?holding, ?worked, ?pause, "held and let go");
         let done = done?;
         resumed?;
         Ok((done, pause))
