@@ -14,7 +14,7 @@ use sistemo_model::{Access, Bytes, Filesystem, PoolName, Role, SnapshotName, Tim
 use sistemo_pools::{
     Clones, Content, Cost, Description, Draft, Facts, FilePool, FirstUse, Flaw, Format, Found,
     LiveCopies, LiveDisk, LiveSwitches, Location, Origin, OwnFilesystem, Pool, PoolError, Progress,
-    Sharing, Snapshot, Snapshots, Usage, Way,
+    Sharing, Snapshot, SnapshotDraft, Snapshots, Usage, Way,
 };
 
 /// How a pool is broken.
@@ -38,6 +38,7 @@ pub(crate) enum Fault {
     SnapshotForgetsItsTime,
     ExaminesTheVolumeAlone,
     SnapshotsAreFree,
+    LiveDraftStays,
 }
 
 #[derive(Debug)]
@@ -108,6 +109,24 @@ impl BrokenPool {
             .iter()
             .map(|file| (behind_number(file), past.join(file)));
         files.collect()
+    }
+
+    /// Where a snapshot that is not there yet comes to be.
+    fn new_snapshot(&self, id: VolumeId, name: &SnapshotName) -> Result<PathBuf, PoolError> {
+        let files = self.snapshot_files(id);
+        if files.iter().any(|(known, _)| known == name) {
+            return Err(PoolError::SnapshotThere {
+                pool: self.name().clone(),
+                volume: id,
+                snapshot: name.clone(),
+            });
+        }
+        let last = files.last().map_or(0, |(_, path)| {
+            let file = path.file_name().unwrap().to_str().unwrap();
+            file[..6].parse::<u32>().unwrap()
+        });
+        fs::create_dir_all(self.past(id)).unwrap();
+        Ok(self.past(id).join(format!("{:06}-{name}", last + 1)))
     }
 
     fn snapshot_file(&self, id: VolumeId, name: &SnapshotName) -> Result<PathBuf, PoolError> {
@@ -367,22 +386,10 @@ impl Snapshots for BrokenPool {
         _progress: Progress<'_>,
     ) -> Result<Way, PoolError> {
         let data = self.data(volume)?;
-        let files = self.snapshot_files(volume);
-        if files.iter().any(|(known, _)| known == name) {
-            return Err(PoolError::SnapshotThere {
-                pool: self.name().clone(),
-                volume,
-                snapshot: name.clone(),
-            });
-        }
-        let last = files.last().map_or(0, |(_, path)| {
-            let file = path.file_name().unwrap().to_str().unwrap();
-            file[..6].parse::<u32>().unwrap()
-        });
-        fs::create_dir_all(self.past(volume)).unwrap();
-        let path = self.past(volume).join(format!("{:06}-{name}", last + 1));
+        let before = self.snapshot_files(volume).len();
+        let path = self.new_snapshot(volume, name)?;
         let length = copy(&data, &path);
-        if self.is(Fault::ThirdSnapshotIsEmpty) && files.len() == 2 {
+        if self.is(Fault::ThirdSnapshotIsEmpty) && before == 2 {
             File::create(&path).unwrap().set_len(length).unwrap();
         }
         if !self.is(Fault::SnapshotForgetsItsTime) {
@@ -447,11 +454,64 @@ impl Snapshots for BrokenPool {
     }
 
     fn live_copies(&self) -> Option<&dyn LiveCopies> {
-        None
+        Some(self)
     }
 
     fn live_switches(&self) -> Option<&dyn LiveSwitches> {
         None
+    }
+}
+
+impl LiveCopies for BrokenPool {
+    fn draft_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &SnapshotName,
+        created: Timestamp,
+        size: Bytes,
+    ) -> Result<Box<dyn SnapshotDraft + '_>, PoolError> {
+        let file = self.new_snapshot(volume, name)?;
+        let drafts = self.past(volume).with_extension("drafts");
+        let _ = fs::remove_dir_all(&drafts);
+        fs::create_dir_all(&drafts).unwrap();
+        let path = drafts.join(name.as_str());
+        File::create(&path).unwrap().set_len(size.get()).unwrap();
+        Ok(Box::new(LiveDraft {
+            path,
+            file,
+            created,
+            stays: self.is(Fault::LiveDraftStays),
+        }))
+    }
+}
+
+/// A snapshot that somebody else writes.
+#[derive(Debug)]
+struct LiveDraft {
+    path: PathBuf,
+    file: PathBuf,
+    created: Timestamp,
+    stays: bool,
+}
+
+impl SnapshotDraft for LiveDraft {
+    fn raw_path(&self) -> &Path {
+        &self.path
+    }
+
+    fn commit(self: Box<Self>) -> Result<(), PoolError> {
+        let file = File::options().write(true).open(&self.path).unwrap();
+        file.set_modified(self.created.into()).unwrap();
+        fs::hard_link(&self.path, &self.file).unwrap();
+        Ok(())
+    }
+}
+
+impl Drop for LiveDraft {
+    fn drop(&mut self) {
+        if !self.stays {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

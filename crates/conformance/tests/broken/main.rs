@@ -144,6 +144,15 @@ fn an_examination_that_leaves_the_snapshots_out_is_found() {
 }
 
 #[test]
+fn a_copy_by_a_vmm_that_stays_when_it_is_given_up_is_found() {
+    let failure = finds(
+        "a_snapshot_that_a_vmm_writes_exists_with_its_commit",
+        &bench(Fault::LiveDraftStays),
+    );
+    assert_eq!(failure.expected, "a draft that is gone");
+}
+
+#[test]
 fn a_snapshot_whose_space_is_nobodys_is_found() {
     let failure = finds(
         "what_snapshots_share_with_their_volume_adds_up",

@@ -11,7 +11,7 @@ use sistemo_model::{Access, Bytes, VolumeId};
 use sistemo_pools::{Location, Pool};
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
-use crate::scene::{MIB, Scene, description, run, scene, scene_in, text};
+use crate::scene::{MIB, Scene, description, name, run, scene, scene_in, text};
 
 fn ready() -> bool {
     met(&["qemu-img", "qemu-io"].map(Requirement::Program))
@@ -88,6 +88,39 @@ impl Scene {
         content.make_hole(Extent { offset, length }).unwrap();
         content.flush().unwrap();
     }
+}
+
+#[test]
+fn qemu_reads_of_a_snapshot_what_this_driver_does() {
+    if !ready() {
+        return;
+    }
+    let scene = scene();
+    let made = scene.create(9 * MIB);
+    for (seed, text) in [(1, "one"), (2, "two")] {
+        scene.write(made.id, &vec![seed; 3 << 20], u64::from(seed) * MIB + 7);
+        scene.make_hole(made.id, 2 * MIB + 11, 70_000);
+        scene.snapshot(made.id, text);
+    }
+    scene.write(made.id, &vec![9; 9 << 20], 0);
+    scene.revert(made.id, "one");
+    let raw = scene.directory.path_of("raw");
+    for snapshot in ["one", "two"] {
+        let snapshots = scene.pool.snapshots().unwrap();
+        let location = snapshots.open_snapshot(made.id, &name(snapshot)).unwrap();
+        let Some(Location::Qcow2File(path)) = location else {
+            panic!("{location:?}");
+        };
+        let (from, to) = (text(&path), text(&raw));
+        run(
+            "qemu-img",
+            &["convert", "-f", "qcow2", "-O", "raw", from, to],
+        );
+        let theirs = std::fs::read(&raw).unwrap();
+        let ours = scene.read_snapshot(made.id, snapshot, 0, 9 << 20);
+        assert!(theirs == ours, "the contents of {snapshot} differ");
+    }
+    scene.is_sound(made.id);
 }
 
 #[test]
