@@ -180,25 +180,15 @@ impl Engine {
                     tools.repair(disk)
                 })
             })?;
-            self.record_change(volume)?;
+            self.note_changed(volume.id)?;
             repaired.push("filesystem");
         }
         let again = self.in_stage(&format!("checking {}", volume.name), || self.see(&held))?;
+        if repaired.contains(&"filesystem") && !again.has_problem() {
+            // What its machine left undone is made up for.
+            self.change_history(volume.id, |history| history.dirty = false)?;
+        }
         Ok(again.told_of(volume, repaired, kept))
-    }
-
-    /// Records that what a volume holds is another now. A crash before leaves the record of the
-    /// last change; one in the midst a description that is behind, which the next one brings up.
-    fn record_change(&self, volume: &Volume) -> Result<()> {
-        let mut volume = volume.clone();
-        volume.history.changed = Some(Timestamp::now());
-        self.catalogue
-            .write(|session| session.set_volume_history(volume.id, &volume.history))?;
-        let _: Changed = self
-            .pool(&volume.pool)?
-            .describe(&description(&volume))
-            .map_err(|source| pool_error(&volume, "describe", source))?;
-        Ok(())
     }
 
     /// Looks at a volume that nobody uses, and changes nothing.
