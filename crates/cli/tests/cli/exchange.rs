@@ -176,8 +176,9 @@ fn what_is_interrupted_leaves_nothing_and_no_program_behind() {
     let scene = Endless::new();
     let environment = &scene.environment;
     environment.ok("volume export data source.qcow2");
-    let before = environment.volume_files();
     for signal in ["TERM", "KILL"] {
+        // What was deleted before is in the trash.
+        let before = environment.volume_files();
         let target = environment.home().join("target");
         fs::create_dir(&target).unwrap();
         scene.interrupt("volume export data target/data.qcow2", signal);
