@@ -264,3 +264,47 @@ fn the_console_is_left_with_ctrl_and_bracket() {
     let before = lines.first().unwrap().trim_start_matches("^]");
     assert_eq!(lines.last(), Some(&before), "{}", ran.stdout);
 }
+
+#[test]
+fn a_killed_start_leaves_a_machine_from_a_template_that_starts() {
+    let environment = Environment::new();
+    environment.disk("disk.raw", 16);
+    environment.ok("machine deploy ./disk.raw --name t --storage 64M --no-start");
+    let root = environment.ok("volume show t-root -o json").json();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(root["path"].as_str().unwrap())
+        .unwrap();
+    // What takes a while to copy.
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; 48 << 20], 0).unwrap();
+    environment.ok("machine deploy --template t --name d --memory 128M --no-start");
+    let files = environment.volume_files();
+    for round in 0..10 {
+        let mut start = std::process::Command::new(binary())
+            .args(["machine", "start", "d", "--no-wait", "-q"])
+            .env("HOME", environment.home())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(10 + round * 23));
+        start.kill().unwrap();
+        start.wait().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let machine = environment.ok("machine status d -o json").json();
+            match machine["status"].as_str().unwrap() {
+                "running" => {
+                    environment.ok("machine stop d --force -q");
+                }
+                "stopped" if environment.volume_files() == files => break,
+                _ => {}
+            }
+            assert!(Instant::now() < deadline, "{machine}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    environment.ok("machine start d --no-wait -q");
+    environment.ok("machine stop d --force -q");
+    assert_eq!(environment.volume_files(), files);
+}

@@ -10,6 +10,7 @@
     reason = "all of this is a test that drives the binary as its users do"
 )]
 
+mod descent;
 mod pools;
 mod sistemo;
 mod snapshots;
@@ -139,12 +140,15 @@ fn the_documented_workflow_runs_on_a_real_guest() {
         keys_before
     );
 
+    let who = descent::identity(&sistemo, "db2");
+
     // A guest that powers itself off, and a VMM that is killed.
     sistemo.output(&["machine", "ssh", "db2", "--", "systemctl poweroff"]);
     assert_eq!(
         sistemo.wait_for_status("db2", "stopped")["stopped_how"],
         "clean"
     );
+    descent::makes_machines_of_a_stopped_one(&sistemo, &who, &before);
     sistemo.run("machine delete db2 -y --purge");
     assert_eq!(sistemo.json("volume show pgdata")["status"], "available");
     sistemo.refused("volume show db2-root");
