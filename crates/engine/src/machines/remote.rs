@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sistemo_host::directory::FileError;
 use sistemo_host::program::{Program, ProgramError};
 use sistemo_model::{Machine, MachineId, MachineState, Reference};
 
@@ -113,6 +114,19 @@ impl Engine {
             .args(option("CheckHostIP", "no"))
             .args(option("LogLevel", "ERROR"))
             .args(option("ConnectTimeout", "10")))
+    }
+
+    /// Forgets the host key that was pinned at the first contact: the guest begins anew, and makes
+    /// another.
+    pub(super) fn forget_host_key(&self, id: MachineId) -> Result<()> {
+        let path = self.runtime(id).join(KNOWN_HOSTS);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::File {
+                action: "forget a machine's host key".to_owned(),
+                source: FileError::new("remove", path, error),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn login_works(&self, machine: &Machine) -> Result<bool> {

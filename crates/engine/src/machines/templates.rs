@@ -90,7 +90,10 @@ impl Engine {
                 machine: machine.id,
             })
         })?;
-        match self.clone_template(machine, template, snapshot.as_ref(), root) {
+        let made = self
+            .forget_host_key(machine.id)
+            .and_then(|()| self.clone_template(machine, template, snapshot.as_ref(), root));
+        match made {
             Ok(volume) => Ok(Some(FreshRoot { volume, intent })),
             Err(error) => {
                 self.undo_after(&error, self.discard_root(id, intent));

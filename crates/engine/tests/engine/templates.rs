@@ -314,7 +314,16 @@ fn what_is_written_to_such_a_root_is_gone_with_the_stop_and_what_the_template_go
     assert!(holds(&look(&engine, "t-root"), 0, b"guest: "));
 
     write_into(&look(&engine, "t-root"), ELSEWHERE, b"an update");
+    // Pinned in the last run, whose keys are gone with it.
+    let id = engine.machine(&reference("d")).unwrap().id.to_string();
+    let pinned = house
+        .data_dir()
+        .join("machines")
+        .join(id)
+        .join("known_hosts");
+    std::fs::File::create(&pinned).unwrap();
     start(&engine, "d");
+    assert!(!pinned.exists());
     // It counts only where its root begins as the template's does.
     counts(&engine, "d");
     assert!(holds(&look(&engine, "d-root"), ELSEWHERE, b"an update"));
