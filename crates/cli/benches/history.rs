@@ -24,11 +24,42 @@ const MIB: u64 = 1 << 20;
 const EXTENTS: u64 = 410;
 const MANY_EXTENTS: u64 = 200_000;
 
-/// What the plain tool makes a clone or snapshot with; `$$` is new in every run.
-const REFLINK: &str = "cp --reflink=always base.raw $$.raw && sync $$.raw";
-const OVERLAY: &str = "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 $$.qcow2 \
-                       && sync $$.qcow2";
-const COPY: &str = "cp base.raw $$.raw && sync $$.raw";
+/// What the plain tools do beside each driver; `$$` is new in every run.
+struct Plain {
+    /// Makes what they work on of `base.raw`.
+    prepare: &'static str,
+    clone: &'static str,
+    snapshot: &'static str,
+    /// Brings back what `keep` holds; what there was goes.
+    revert: &'static str,
+}
+
+const REFLINK: Plain = Plain {
+    prepare: "cp --reflink=always base.raw keep.raw",
+    clone: "cp --reflink=always base.raw $$.raw && sync $$.raw",
+    snapshot: "cp --reflink=always base.raw $$.raw && sync $$.raw",
+    revert: "cp --reflink=always keep.raw $$.raw && sync $$.raw && mv $$.raw base.raw",
+};
+const SUBVOLUME: Plain = Plain {
+    prepare: "btrfs subvolume create base && cp --reflink=always base.raw base/raw && \
+              btrfs subvolume snapshot base keep",
+    clone: "btrfs subvolume snapshot base $$",
+    snapshot: "btrfs subvolume snapshot -r base $$",
+    revert: "btrfs subvolume snapshot keep $$ && btrfs subvolume delete base && mv $$ base",
+};
+const QEMU_IMG: Plain = Plain {
+    prepare: "qemu-img convert -f raw -O qcow2 base.raw base.qcow2 && \
+              qemu-img snapshot -c keep base.qcow2",
+    clone: "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 $$.qcow2 && sync $$.qcow2",
+    snapshot: "qemu-img snapshot -c $$ base.qcow2 && sync base.qcow2",
+    revert: "qemu-img snapshot -a keep base.qcow2 && sync base.qcow2",
+};
+const COPY: Plain = Plain {
+    prepare: "cp base.raw keep.raw",
+    clone: "cp base.raw $$.raw && sync $$.raw",
+    snapshot: "cp base.raw $$.raw && sync $$.raw",
+    revert: "cp keep.raw $$.raw && sync $$.raw && mv $$.raw base.raw",
+};
 
 fn main() {
     let home = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -39,14 +70,14 @@ fn main() {
     for (driver, kind, plain) in [
         ("file-reflink", LoopKind::Xfs, REFLINK),
         ("file-reflink", LoopKind::Btrfs, REFLINK),
-        ("btrfs", LoopKind::Btrfs, REFLINK),
-        ("qcow2", LoopKind::Ext4, OVERLAY),
+        ("btrfs", LoopKind::Btrfs, SUBVOLUME),
+        ("qcow2", LoopKind::Ext4, QEMU_IMG),
         ("file", LoopKind::Ext4, COPY),
     ] {
         let filesystem = LoopFilesystem::new(kind, Bytes::from_mib(64 << 10));
         let data = home.path().join(format!("{driver}-{kind:?}"));
-        let place = Place::new(data, filesystem.path(), driver, &source);
-        place.compare_with(&format!("{driver}, {kind:?}"), plain);
+        let place = Place::new(data, filesystem.path(), driver, &source, &plain);
+        place.compare_with(&format!("{driver}, {kind:?}"), &plain);
     }
     let filesystem = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(64 << 10));
     let place = Place::new(
@@ -54,6 +85,7 @@ fn main() {
         filesystem.path(),
         "btrfs",
         &source,
+        &SUBVOLUME,
     );
     place.compare_fragmented(&home.path().join("many.raw"));
 }
@@ -76,7 +108,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn new<'a>(data: PathBuf, filesystem: &'a Path, driver: &str, source: &Path) -> Place<'a> {
+    fn new<'a>(
+        data: PathBuf,
+        filesystem: &'a Path,
+        driver: &str,
+        source: &Path,
+        tools: &Plain,
+    ) -> Place<'a> {
         let place = Place { data, filesystem };
         let directory = format!("dir_path={}", filesystem.join("pool").display());
         place.sistemo(&["pool", "add", "bench", driver, "-O", &directory]);
@@ -84,13 +122,8 @@ impl Place<'_> {
         let source = source.display();
         let plain = filesystem.join("plain");
         std::fs::create_dir(&plain).unwrap();
-        shell(
-            &plain,
-            &format!(
-                "cp --sparse=auto {source} base.raw && \
-                 qemu-img convert -f raw -O qcow2 base.raw base.qcow2 && sync -f ."
-            ),
-        )();
+        let copy = format!("cp --sparse=auto {source} base.raw");
+        shell(&plain, &format!("{copy} && {} && sync -f .", tools.prepare))();
         place
     }
 
@@ -103,47 +136,43 @@ impl Place<'_> {
         self.sistemo(&["volume", "import", source, "--name", name, "-P", "bench"]);
     }
 
-    fn compare_with(&self, label: &str, plain: &str) {
-        let data = &self.data;
-        let beside = self.filesystem.join("plain");
-        let mut number = 0;
+    fn compare_with(&self, label: &str, plain: &Plain) {
         let before = self.free();
-        compare(
-            &format!("clone / {} ({label})", tool(plain)),
-            || {
-                self.settle();
-                number += 1;
-                let name = format!("clone-{number}");
-                sistemo(data, &["volume", "clone", "base", &name])
-            },
-            || {
-                self.settle();
-                shell(&beside, plain)
-            },
-        );
-        let made = number;
-        compare(
-            &format!("snapshot / {} ({label})", tool(plain)),
-            || {
-                self.settle();
-                number += 1;
-                let name = format!("s{number}");
-                sistemo(
-                    data,
-                    &["volume", "snapshot", "create", "base", "--name", &name],
-                )
-            },
-            || {
-                self.settle();
-                shell(&beside, plain)
-            },
-        );
+        let (mut clones, mut snapshots) = (0, 0);
+        self.compare("clone", plain.clone, label, || {
+            clones += 1;
+            format!("volume clone base clone-{clones}")
+        });
+        self.compare("snapshot", plain.snapshot, label, || {
+            snapshots += 1;
+            format!("volume snapshot create base --name s{snapshots}")
+        });
         // Both tools together, which makes it an upper bound for either.
-        let taken = before.saturating_sub(self.free()) / (2 * number);
+        let taken = before.saturating_sub(self.free()) / (2 * (clones + snapshots));
         println!(
-            "    {} KiB of space each ({made} clones, {} snapshots, and as many by the plain tool)",
+            "    {} KiB of space each ({clones} clones, {snapshots} snapshots, and as many by the \
+             plain tool)",
             taken / 1024,
-            number - made
+        );
+        self.compare("revert", plain.revert, label, || {
+            "volume revert base s1".to_owned()
+        });
+    }
+
+    fn compare(&self, what: &str, plain: &str, label: &str, mut command: impl FnMut() -> String) {
+        let beside = self.filesystem.join("plain");
+        compare(
+            &format!("{what} / {} ({label})", tool(plain)),
+            || {
+                self.settle();
+                let command = command();
+                let arguments: Vec<_> = command.split(' ').collect();
+                sistemo(&self.data, &arguments)
+            },
+            || {
+                self.settle();
+                shell(&beside, plain)
+            },
         );
     }
 
@@ -190,13 +219,11 @@ impl Place<'_> {
     }
 }
 
-/// The name of the plain tool.
-fn tool(script: &str) -> &str {
-    script
-        .split(" && ")
-        .next()
-        .unwrap()
-        .split(" base")
-        .next()
-        .unwrap()
+/// The name of the plain tool: its first words.
+fn tool(script: &str) -> String {
+    let words = script.split(' ');
+    words
+        .take_while(|word| !word.contains(['.', '$']) && *word != "base" && *word != "keep")
+        .collect::<Vec<_>>()
+        .join(" ")
 }
