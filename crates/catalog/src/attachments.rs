@@ -78,7 +78,8 @@ impl Transaction<'_> {
     /// # Errors
     /// [`CatalogError::VolumeAttached`] where a machine holds it, be it this one;
     /// [`CatalogError::PositionTaken`]; [`CatalogError::NoPosition`] for a position beyond the
-    /// last; [`CatalogError::BeingDeleted`] where either is going; [`CatalogError::NotFound`].
+    /// last; [`CatalogError::BeingDeleted`] where either is going, or the volume is in the trash;
+    /// [`CatalogError::NotFound`].
     pub fn attach(
         &self,
         machine: MachineId,
@@ -87,7 +88,8 @@ impl Transaction<'_> {
         access: Access,
     ) -> Result<()> {
         let (machine_record, volume_record) = (self.machine(machine)?, self.volume(volume)?);
-        if volume_record.lifecycle == Lifecycle::Deleting {
+        let goes = [Lifecycle::Trashed, Lifecycle::Deleting];
+        if goes.contains(&volume_record.lifecycle) {
             return Err(being_deleted(Kind::Volume, volume_record.name));
         }
         if machine_record.lifecycle == Lifecycle::Deleting {

@@ -250,8 +250,8 @@ pub enum CatalogError {
         /// The machine.
         machine: MachineName,
     },
-    /// What was to be attached, or attached to, is being deleted.
-    #[error("{kind} {name} is being deleted")]
+    /// What was to be attached, or attached to, is being deleted or in the trash.
+    #[error("{kind} {name} was deleted")]
     BeingDeleted {
         /// What it is.
         kind: Kind,

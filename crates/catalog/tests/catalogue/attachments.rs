@@ -78,18 +78,20 @@ fn a_machine_holds_26_volumes_and_no_more() {
 }
 
 #[test]
-fn what_is_being_deleted_is_not_attached() {
+fn what_was_deleted_is_not_attached() {
     let home = Home::new();
     let (going, staying) = (home.add_volume("going"), home.add_volume("staying"));
+    let trashed = home.add_volume("trashed");
     let (db1, gone) = (
         home.add_machine("db1", 2201),
         home.add_machine("gone", 2202),
     );
     home.write(|tx| {
         tx.set_volume_lifecycle(going, Lifecycle::Deleting)?;
+        tx.set_volume_lifecycle(trashed, Lifecycle::Trashed)?;
         tx.set_machine_lifecycle(gone, Lifecycle::Deleting)
     });
-    for (machine, volume) in [(db1, going), (gone, staying)] {
+    for (machine, volume) in [(db1, going), (db1, trashed), (gone, staying)] {
         let error = home.refused(|tx| tx.attach(machine, volume, 1, Access::ReadWrite));
         assert!(
             matches!(error, CatalogError::BeingDeleted { .. }),
