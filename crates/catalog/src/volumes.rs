@@ -167,12 +167,14 @@ impl Transaction<'_> {
         self.set_volume_history(id, &history)
     }
 
-    /// Gives a volume another name; its own does no harm.
+    /// Gives a volume another name; its own does no harm. In the trash several may have one.
     ///
     /// # Errors
     /// [`CatalogError::NameTaken`], [`CatalogError::NotFound`].
     pub fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
-        self.expect_free_name(Kind::Volume, &id, name.as_str())?;
+        if self.volume(id)?.lifecycle != Lifecycle::Trashed {
+            self.expect_free_name(Kind::Volume, &id, name.as_str())?;
+        }
         self.update_volume(id, "name", name.as_str())
     }
 

@@ -153,6 +153,17 @@ fn what_is_in_the_trash_is_found_there_as_others_are_among_their_like() {
     assert_eq!((restored.id, restored.history.trashed), (other, None));
     let left: Vec<_> = home.read(|s| s.trash()).iter().map(|v| v.id).collect();
     assert_eq!(left, [id]);
+
+    // A restore that is taken back gives it the name it had, though another has that now.
+    let third = home.add_volume("pgdata");
+    home.write(|tx| {
+        tx.trash_volume(other, until("2026-01-03T00:00:00Z"))?;
+        tx.rename_volume(other, &"pgdata".parse().unwrap())
+    });
+    let taken = home.refused(|tx| tx.restore_volume(other, &"pgdata".parse().unwrap()));
+    assert!(matches!(taken, CatalogError::NameTaken { .. }), "{taken}");
+    let found = home.read(|s| s.find_volume(&Reference::from("pgdata")));
+    assert_eq!(found.id, third);
 }
 
 #[test]
