@@ -187,7 +187,10 @@ impl Engine {
     /// machine, whose lock is not needed, has no use any more. The volume's lock is held.
     pub(crate) fn discard_root(&self, id: VolumeId, intent: IntentId) -> Result<()> {
         let volume = self.catalogue.read(|session| session.volume(id));
-        if let Ok(volume) = volume {
+        // One that is in use was made by a later start, whose stop is to discard it.
+        if let Ok(volume) = volume
+            && !self.is_in_use(id)?
+        {
             let pool = self.pool(&volume.pool)?;
             let _: Changed = pool
                 .close(id)
