@@ -81,7 +81,9 @@ impl Engine {
         let there = self.snapshots_in(volume, power)?;
         let is_this = |snapshot: &Snapshot| {
             let kind = history.mark(&snapshot.name).kind;
-            kind == SnapshotKind::Revision && snapshot.created == stopped
+            // Some drivers keep no more than the second.
+            let then = snapshot.created.as_second() == stopped.as_second();
+            kind == SnapshotKind::Revision && then
         };
         if keep > 0 && !there.iter().any(is_this) {
             self.refuse_damaged(volume.id)?;
