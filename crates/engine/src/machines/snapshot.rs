@@ -128,6 +128,12 @@ impl Engine {
         let volumes = self.to_keep(&machine)?;
         let created = Timestamp::now();
         let name = self.common_name(&volumes, name, created)?;
+        for kept in &volumes {
+            if kept.volume.history.marks.contains_key(&name) {
+                // Of one by that name that is gone.
+                self.forget_stale_marks(&kept.volume)?;
+            }
+        }
         for (kept, bytes) in room_to_keep(&volumes)? {
             let action = || format!("keep the volumes of machine {}", machine.name);
             self.ensure_room(kept.pool.as_ref(), bytes, action)?;
@@ -452,7 +458,10 @@ impl Engine {
             }
         }
         let pool = self.pool(&volume.pool)?;
-        let power = power_of(pool.as_ref())?;
+        // It may have been moved to a pool that keeps none.
+        let Some(power) = pool.snapshots() else {
+            return Ok(());
+        };
         let there = match power.snapshots(id) {
             Err(PoolError::NoSuchVolume { .. }) => return Ok(()),
             other => {
