@@ -328,7 +328,8 @@ impl Engine {
     ///
     /// # Errors
     /// Where there is no such snapshot, the machine is active, what the volume holds cannot be
-    /// kept, or the pool has no room; then nothing has changed.
+    /// kept, or the pool has no room; then nothing has changed. Where the pool fails otherwise, the
+    /// volume may be as the snapshot is, and what was kept stays.
     pub fn revert_volume(
         &self,
         reference: &Reference,
@@ -360,7 +361,8 @@ impl Engine {
         // Settled whichever way it went: the pool tells which size the volume has.
         let how = match &outcome {
             Ok(_) => Settled::Reverted,
-            Err(_) => Settled::AsBefore,
+            Err(error) if left_as_it_was(error) => Settled::AsBefore,
+            Err(_) => Settled::Unknown,
         };
         let settled = self.settle_revert(volume.id, intent, how);
         let way = match outcome {
@@ -428,7 +430,9 @@ impl Engine {
                 .map_err(|source| snapshot_error(volume, name, "revert", source))
         });
         self.reporter.stage_over();
-        if let (Err(_), Some(kept)) = (&outcome, kept) {
+        if let (Err(error), Some(kept)) = (&outcome, kept)
+            && left_as_it_was(error)
+        {
             // The volume still holds it. Where it cannot be removed, it is one snapshot more.
             let removed = power.delete_snapshot(volume.id, &kept.name);
             tracing::debug!(?removed, "removed the snapshot of what was not replaced");
@@ -518,6 +522,21 @@ impl Engine {
             .snapshots(volume.id)
             .map_err(|source| pool_error(volume, "list the snapshots of", source))
     }
+}
+
+/// Whether a revert that failed is sure to have changed nothing, as the contract of drivers has
+/// it. After any other failure, such as a driver that was ended before it answered, what was kept
+/// may be all that is left of the state that was to be replaced.
+fn left_as_it_was(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::StateNotKept { .. }
+            | Error::NoSuchSnapshot { .. }
+            | Error::Pool {
+                source: PoolError::Full { .. },
+                ..
+            }
+    )
 }
 
 fn not_kept(volume: &Volume, snapshot: &SnapshotName, source: Error) -> Error {
