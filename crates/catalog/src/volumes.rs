@@ -33,9 +33,18 @@ impl Session<'_> {
     /// # Errors
     /// [`CatalogError::NotFound`].
     pub fn volume(&self, id: VolumeId) -> Result<Volume> {
-        self.select_volumes("WHERE id = ?1", [id.to_string()])?
-            .pop()
+        self.any_volume(id)?
             .ok_or_else(|| CatalogError::no_such(Kind::Volume, &id))
+    }
+
+    /// As [`Session::volume`], where there may be none: it was destroyed.
+    ///
+    /// # Errors
+    /// [`CatalogError::DamagedRow`] and what `SQLite` says.
+    pub fn any_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
+        Ok(self
+            .select_volumes("WHERE id = ?1", [id.to_string()])?
+            .pop())
     }
 
     /// The ready volume that a user means: by name, full ID or the beginning of an ID, in that

@@ -122,7 +122,9 @@ impl Engine {
         let carried = self.with_room(&to, || {
             let carried = self.carry(&passage);
             // What there is of it then would be in the way of another attempt.
-            carried.or_else(|error| remove_from(passage.to, volume).and(Err(error)))
+            carried.or_else(|error| {
+                remove_from(passage.to, volume.id, volume.name.as_str()).and(Err(error))
+            })
         });
         let moved = carried.and_then(|copied| {
             let left = self.record_move(&passage, intent, &left)?;
@@ -194,7 +196,7 @@ impl Engine {
         intent: IntentId,
     ) -> Result<String> {
         self.undo_move(id, to, intent)?;
-        let name = self.catalogue.read(|session| session.volume(id))?.name;
+        let name = self.name_or_id(id);
         Ok(format!(
             "volume {name} stays in pool {from}: its move to pool {to} was never finished"
         ))
@@ -203,19 +205,41 @@ impl Engine {
     /// Finishes a move that was cut short; says so.
     pub(crate) fn leave(&self, id: VolumeId, from: &PoolName, intent: IntentId) -> Result<String> {
         self.finish_move(id, from, intent)?;
-        let volume = self.catalogue.read(|session| session.volume(id));
-        let name = volume.map_or_else(|_| id.to_string(), |volume| volume.name.to_string());
+        let name = self.name_or_id(id);
         Ok(format!("finished moving volume {name} out of pool {from}"))
+    }
+
+    fn name_or_id(&self, id: VolumeId) -> String {
+        let volume = self.catalogue.read(|session| session.volume(id));
+        volume.map_or_else(|_| id.to_string(), |volume| volume.name.to_string())
     }
 
     /// Removes what there is of a volume in a pool that it did not come to be in.
     fn undo_move(&self, id: VolumeId, to: &PoolName, intent: IntentId) -> Result<()> {
-        let volume = self.catalogue.read(|session| session.volume(id))?;
-        // What a commit was told to have failed for may have been done all the same.
-        if volume.pool != *to {
-            remove_from(self.pool(to)?.as_ref(), &volume)?;
+        match self.catalogue.read(|session| session.any_volume(id))? {
+            // What a commit was told to have failed for may have been done all the same.
+            Some(volume) if volume.pool == *to => {}
+            // One that was destroyed meanwhile is in neither.
+            _ => self.take_out(id, to)?,
         }
         Ok(self.catalogue.write(|session| session.finish(intent))?)
+    }
+
+    /// Removes what there is of a volume in a pool that is not its own. Where the pool itself was
+    /// removed, there is nothing to be done.
+    fn take_out(&self, id: VolumeId, from: &PoolName) -> Result<()> {
+        let pool = match self.pool(from) {
+            Err(Error::NotFound { .. })
+                if self
+                    .catalogue
+                    .read(|session| session.known_pool(from))?
+                    .is_none() =>
+            {
+                return Ok(());
+            }
+            pool => pool?,
+        };
+        remove_from(pool.as_ref(), id, &self.name_or_id(id))
     }
 
     /// Removes what a volume that was moved was copied from.
@@ -223,37 +247,26 @@ impl Engine {
     /// What it was copied to is described as the volume before that: until then whoever has lost
     /// the catalogue finds the volume where it was.
     fn finish_move(&self, id: VolumeId, from: &PoolName, intent: IntentId) -> Result<()> {
-        let volume = self.catalogue.read(|session| {
-            let volumes = session.all_volumes()?;
-            Ok::<_, Error>(volumes.into_iter().find(|volume| volume.id == id))
-        })?;
-        match volume {
+        match self.catalogue.read(|session| session.any_volume(id))? {
             Some(volume) if volume.pool == *from => {}
             Some(volume) => {
                 let _ = self
                     .pool(&volume.pool)?
                     .describe(&description(&volume))
                     .map_err(|source| pool_error(&volume, "describe", source))?;
-                remove_from(self.pool(from)?.as_ref(), &volume)?;
+                self.take_out(id, from)?;
             }
             // It was deleted before anybody could get at what it was copied from.
-            None => {
-                let removed = self.pool(from)?.remove(id);
-                let _ = removed.map_err(|source| Error::Pool {
-                    pool: from.clone(),
-                    action: format!("remove volume {id}, which was moved"),
-                    source,
-                })?;
-            }
+            None => self.take_out(id, from)?,
         }
         Ok(self.catalogue.write(|session| session.finish(intent))?)
     }
 }
 
-fn remove_from(pool: &dyn Pool, volume: &Volume) -> Result<()> {
-    let removed = pool.remove(volume.id).map_err(|source| Error::Pool {
+fn remove_from(pool: &dyn Pool, id: VolumeId, name: &str) -> Result<()> {
+    let removed = pool.remove(id).map_err(|source| Error::Pool {
         pool: pool.name().clone(),
-        action: format!("remove what was of volume {}", volume.name),
+        action: format!("remove what was of volume {name}"),
         source,
     });
     removed.map(|_| ())
@@ -321,7 +334,7 @@ impl Passage<'_> {
         {
             None => Ok(()),
             // Whose it is we would know by its lock, which we hold.
-            Some(Found::Draft { .. }) => remove_from(self.to, self.volume),
+            Some(Found::Draft { .. }) => remove_from(self.to, id, self.volume.name.as_str()),
             Some(_) => Err(self.cannot_make(PoolError::AlreadyThere {
                 pool: self.to.name().clone(),
                 volume: id,

@@ -6,7 +6,7 @@
 //! operation starts inherit its locks, so a writer that outlived its parent is waited for.
 
 use sistemo_catalog::{ImageCopy, Intent, IntentId, LockSet, Lockable};
-use sistemo_model::Timestamp;
+use sistemo_model::{Timestamp, VolumeId};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
@@ -91,6 +91,12 @@ impl Engine {
             Some(copy) => format!("image {}", copy.name),
             None => "an image".to_owned(),
         };
+        if let Some(gone) = self.changed_volume_that_is_gone(intent)? {
+            self.catalogue.write(|session| session.finish(id))?;
+            return Ok(format!(
+                "forgot what was begun with volume {gone}, which is gone"
+            ));
+        }
         match intent {
             Intent::CreateVolume { volume: made } => {
                 let volume = volume(*made)?;
@@ -200,6 +206,19 @@ impl Engine {
                 Ok(format!("finished deleting machine {name}"))
             }
         }
+    }
+
+    /// The volume that an intent is to change, where it was destroyed with that still to be done:
+    /// in a full pool what makes room can be done, and what takes some cannot.
+    fn changed_volume_that_is_gone(&self, intent: &Intent) -> Result<Option<VolumeId>> {
+        let (Intent::DescribeVolume { volume }
+        | Intent::GrowVolume { volume, .. }
+        | Intent::RevertVolume { volume }) = intent
+        else {
+            return Ok(None);
+        };
+        let found = self.catalogue.read(|session| session.any_volume(*volume))?;
+        Ok(found.is_none().then_some(*volume))
     }
 
     /// Notes that undoing a failed operation failed too. The error of the operation itself is

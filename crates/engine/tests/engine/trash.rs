@@ -478,6 +478,38 @@ fn a_move_to_the_trash_or_out_of_it_that_was_cut_short_is_finished() {
     assert_eq!(described["name"], "back");
 }
 
+#[test]
+fn what_was_still_to_be_done_about_a_volume_goes_with_it() {
+    let house = House::new();
+    let engine = house.engine();
+    let data = volume(&engine, "data", "16M");
+    engine.destroy_volume(&reference("data")).unwrap();
+    let begun = [
+        Intent::DescribeVolume { volume: data.id },
+        Intent::RevertVolume { volume: data.id },
+        Intent::MoveVolume {
+            volume: data.id,
+            from: data.pool.clone(),
+            to: "removed-since".parse().unwrap(),
+        },
+        Intent::RemoveMoved {
+            volume: data.id,
+            from: "removed-since".parse().unwrap(),
+        },
+    ];
+    for intent in &begun {
+        catalogue(&house).write(|tx| tx.begin(intent)).unwrap();
+    }
+    house.notices();
+    house.engine();
+    let notices = house.notices();
+    let recovered = |notice: &Notice| matches!(notice, Notice::Recovered { .. });
+    assert!(notices.iter().all(recovered), "{notices:?}");
+    assert_eq!(notices.len(), begun.len());
+    house.engine();
+    assert_eq!(house.notices(), []);
+}
+
 /// A small pool of its own with three deleted volumes of 8 MB each, `third` the last to go.
 fn crowded(kind: LoopKind) -> Option<(House, LoopFilesystem, Engine)> {
     let program = match kind {
