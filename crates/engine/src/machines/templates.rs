@@ -186,9 +186,9 @@ impl Engine {
     /// Removes what there is of a root volume that is made anew at each start, of which its
     /// machine, whose lock is not needed, has no use any more. The volume's lock is held.
     pub(crate) fn discard_root(&self, id: VolumeId, intent: IntentId) -> Result<()> {
-        let volume = self.catalogue.read(|session| session.volume(id));
+        let volume = self.catalogue.read(|session| session.any_volume(id))?;
         // One that is in use was made by a later start, whose stop is to discard it.
-        if let Ok(volume) = volume
+        if let Some(volume) = volume
             && !self.is_in_use(id)?
         {
             let pool = self.pool(&volume.pool)?;
