@@ -23,7 +23,8 @@ const SYNC_LIMIT: Duration = Duration::from_secs(3);
 /// How long the guest has to write to its disks what is not there yet.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const THAW_LIMIT: Duration = Duration::from_secs(10);
-/// What the reply to `guest-sync-delimited` follows; not in UTF-8.
+const SYNC: &str = "guest-sync-delimited";
+/// What the reply to that follows; not in UTF-8.
 const DELIMITER: u8 = 0xff;
 const LONGEST_REPLY: usize = 64 << 10;
 
@@ -33,6 +34,10 @@ pub(super) struct Agent {
     stream: UnixStream,
     socket: PathBuf,
     received: Vec<u8>,
+    /// What the last `guest-sync-delimited` gave, to know its reply by.
+    number: u32,
+    /// Whether a reply may still come that nobody waits for any more.
+    late: bool,
     /// Held for as long as the socket is ours.
     _turn: Option<Lock>,
 }
@@ -45,33 +50,56 @@ impl Agent {
         number: u32,
         turn: Option<Lock>,
     ) -> Result<Agent, VmmError> {
-        const COMMAND: &str = "guest-sync-delimited";
         let mut agent = Agent {
             stream,
             socket: socket.to_owned(),
             received: Vec::new(),
+            number,
+            late: true,
             _turn: turn,
         };
-        let deadline = Instant::now() + SYNC_LIMIT;
-        agent.send(COMMAND, json!({ "id": number }), SYNC_LIMIT)?;
+        agent.ask_for_sync(SYNC_LIMIT)?;
+        agent.skip_to_sync(SYNC_LIMIT, Instant::now() + SYNC_LIMIT)?;
+        agent.late = false;
+        Ok(agent)
+    }
+
+    /// Asks for the reply that [`Agent::skip_to_sync`] skips to.
+    fn ask_for_sync(&mut self, limit: Duration) -> Result<(), VmmError> {
+        self.number = self.number.wrapping_add(1);
+        self.send(SYNC, json!({ "id": self.number }), limit)
+    }
+
+    /// Skips the replies to whatever was asked before that was asked for.
+    fn skip_to_sync(&mut self, limit: Duration, deadline: Instant) -> Result<(), VmmError> {
         loop {
-            let line = agent.line(COMMAND, SYNC_LIMIT, deadline)?;
+            let line = self.line(SYNC, limit, deadline)?;
             let Some(start) = line.iter().rposition(|byte| *byte == DELIMITER) else {
                 continue;
             };
             let reply: Value = serde_json::from_slice(&line[start + 1..]).unwrap_or_default();
-            if reply["return"] == number {
-                return Ok(agent);
+            if reply["return"] == self.number {
+                return Ok(());
             }
         }
     }
 
     fn execute(&mut self, command: &'static str, limit: Duration) -> Result<Value, VmmError> {
         let deadline = Instant::now() + limit;
+        let late = std::mem::replace(&mut self.late, true);
+        if late {
+            // The reply to a freeze that was given up on must not pass for that to the thaw.
+            self.ask_for_sync(limit)?;
+        }
+        // Before the other is answered: the agent gets to it whoever waits then.
         self.send(command, json!({}), limit)?;
+        if late {
+            self.skip_to_sync(limit, deadline)?;
+        }
         let line = self.line(command, limit, deadline)?;
         let reply: Value =
             serde_json::from_slice(&line).map_err(|error| self.talk(error.into()))?;
+        self.late = false;
         if let Some(message) = reply["error"]["desc"].as_str() {
             let message = message.to_owned();
             return Err(VmmError::AgentRefused { command, message });
@@ -218,6 +246,17 @@ mod tests {
         Agent::open(agent(stale), Path::new("agent.sock"), 4711, None)
     }
 
+    fn unsynchronized(stream: UnixStream) -> Agent {
+        Agent {
+            stream,
+            socket: "s".into(),
+            received: Vec::new(),
+            number: 1,
+            late: false,
+            _turn: None,
+        }
+    }
+
     #[test]
     fn filesystems_are_frozen_and_thawed() {
         let mut agent = opened(b"").unwrap();
@@ -242,6 +281,37 @@ mod tests {
     }
 
     #[test]
+    fn a_late_reply_to_a_freeze_is_not_taken_for_that_to_the_thaw() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let guest = thread::spawn(move || {
+            let mut lines = BufReader::new(far.try_clone().unwrap()).lines();
+            let mut asked = |command: &str| -> Value {
+                let request: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+                assert_eq!(request["execute"], command);
+                request["arguments"]["id"].clone()
+            };
+            let mut say = |reply: &[u8]| far.write_all(reply).unwrap();
+            asked("guest-fsfreeze-freeze");
+            // It freezes for so long that thawing is asked for meanwhile.
+            let number = asked(SYNC);
+            asked("guest-fsfreeze-thaw");
+            say(b"{\"return\": 2}\n");
+            say(&[DELIMITER]);
+            say(format!("{{\"return\": {number}}}\n").as_bytes());
+            say(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"it stays frozen\"}}\n");
+        });
+        let mut agent = unsynchronized(near);
+        let error = agent
+            .execute("guest-fsfreeze-freeze", Duration::from_millis(20))
+            .unwrap_err();
+        assert!(matches!(error, VmmError::AgentSilent { .. }), "{error}");
+        let error = agent.thaw().unwrap_err();
+        let text = "the guest agent refused `guest-fsfreeze-thaw`: it stays frozen";
+        assert_eq!(error.to_string(), text);
+        guest.join().unwrap();
+    }
+
+    #[test]
     fn one_that_listens_and_does_not_answer_costs_little_time() {
         let (near, _far) = UnixStream::pair().unwrap();
         let started = Instant::now();
@@ -256,13 +326,7 @@ mod tests {
         for said in ["no JSON\n", "{}\n", "{\"return\": \"two\"}\n", "\n"] {
             let (near, mut far) = UnixStream::pair().unwrap();
             far.write_all(said.as_bytes()).unwrap();
-            let mut agent = Agent {
-                stream: near,
-                socket: "s".into(),
-                received: Vec::new(),
-                _turn: None,
-            };
-            let error = agent.freeze().unwrap_err();
+            let error = unsynchronized(near).freeze().unwrap_err();
             assert!(
                 matches!(error, VmmError::AgentTalk { .. }),
                 "{said}: {error}"

@@ -104,6 +104,9 @@ fn copies_are_of_one_instant_whatever_the_guest_writes() {
     let after = written(&rig) + 1;
     let complete = follow(&rig, &[0, 1]).unwrap();
     assert_eq!(complete.done, 2 * SIZE.get());
+    // What is kept of jobs that have ended is in nobody's way.
+    let now = rig.connect().disk_file(0).unwrap();
+    assert_eq!(now, rig.home.path().join("one"));
     rig.wait_for(&format!("wrote {}.", after + 5));
     rig.connect().end_copies(&[0, 1]).unwrap();
     let [one, two] = [&copies[0].target, &copies[1].target].map(|path| last_block(path));
