@@ -20,8 +20,9 @@ const TITLE: &str = "# disk descriptorfile";
 const LONGEST_TITLE: usize = 1024;
 const SPLIT_INTO: &str = "of those that the disk is split into";
 const SECTOR: u64 = 512;
-/// Where QEMU reads the description, whatever the header says, and how much of it.
-const DESCRIPTION: u64 = 512;
+/// Where QEMU reads the description, whatever the header says, in sectors, and how much of it.
+const DESCRIPTION_SECTOR: u64 = 1;
+const DESCRIPTION: u64 = DESCRIPTION_SECTOR * SECTOR;
 const DESCRIPTION_LENGTH: usize = 20 * 512;
 const NO_PARENT: &str = "ffffffff";
 /// Kinds of disks that are one file.
@@ -79,7 +80,7 @@ fn is_split(header: &Header<'_>) -> Result<bool> {
 
 /// Refuses a description of a disk of several files, or of one with a parent.
 fn refuse_parts(header: &Header<'_>) -> Result<()> {
-    if header.le_u64(28)? * SECTOR != DESCRIPTION {
+    if header.le_u64(28)? != DESCRIPTION_SECTOR {
         return Err(header.unsupported("its description is not where QEMU reads it"));
     }
     let description = header.bytes(DESCRIPTION, DESCRIPTION_LENGTH)?;
