@@ -1095,7 +1095,7 @@ mod registry {
             "FILE:18: [f] dir_path: driver mine needs the option"
         );
         assert!(
-            told("g").contains("its options are dir_path, colour, revisions_to_keep"),
+            told("g").ends_with("its options are dir_path, colour, revisions_to_keep, trash_keep"),
             "{}",
             told("g")
         );
