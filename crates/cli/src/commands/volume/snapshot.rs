@@ -96,7 +96,7 @@ pub(crate) struct Revert {
     /// The volume's name, ID, or the first 8 or more characters of its ID
     #[arg(value_name = "VOLUME", value_parser = reference)]
     volume: Reference,
-    /// The snapshot; without one, the newest
+    /// The snapshot; without one, the newest but for those that a revert has left
     #[arg(value_name = "SNAPSHOT", value_parser = value::<SnapshotName>)]
     snapshot: Option<SnapshotName>,
     /// Lose what the volume holds now, instead of keeping it as a snapshot
