@@ -326,9 +326,11 @@ impl Engine {
         let fail = |source| pool_error(volume, "keep a snapshot of", source);
         let there = power.snapshots(volume.id).map_err(fail)?;
         let name = name_before_repair(|name| there.iter().any(|taken| taken.name == *name))?;
-        power
-            .take_snapshot(volume.id, &name, Timestamp::now(), None, &mut |_, _| {})
-            .map_err(fail)?;
+        self.with_room(&volume.pool, || {
+            power
+                .take_snapshot(volume.id, &name, Timestamp::now(), None, &mut |_, _| {})
+                .map_err(fail)
+        })?;
         Ok(Some(name))
     }
 

@@ -263,7 +263,10 @@ impl Engine {
         let mut progress = |done, total| self.reporter.progress(done, total);
         let ways = volumes
             .iter()
-            .map(|kept| kept.take(wanted, None, &mut progress))
+            .map(|kept| {
+                let pool = &kept.volume.pool;
+                self.with_room(pool, || kept.take(wanted, None, &mut progress))
+            })
             .collect::<Result<_>>()?;
         Ok((ways, Duration::ZERO, false))
     }
