@@ -122,8 +122,9 @@ impl Engine {
         let carried = self.with_room(&to, || {
             let carried = self.carry(&passage);
             // What there is of it then would be in the way of another attempt.
-            carried.or_else(|error| {
-                remove_from(passage.to, volume.id, volume.name.as_str()).and(Err(error))
+            carried.inspect_err(|_| {
+                let removed = remove_from(passage.to, volume.id, volume.name.as_str());
+                tracing::debug!(?removed, "removed what there was of a move that failed");
             })
         });
         let moved = carried.and_then(|copied| {
