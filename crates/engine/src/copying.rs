@@ -266,7 +266,8 @@ pub(crate) fn data_bytes(content: &dyn Content) -> Result<u64, PoolError> {
     Ok(content.extents()?.iter().map(|extent| extent.length).sum())
 }
 
-/// Whether two directories may share extents: then a copy may take no room.
+/// Whether two directories take their room from one place, and may share extents: then a copy may
+/// take no room.
 pub(crate) fn on_one_filesystem(one: &Path, other: &Path) -> bool {
     let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev());
     matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)

@@ -6,7 +6,6 @@
 //! was deleted first goes first, and no more than is needed.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use sistemo_model::{
 };
 use sistemo_pools::{Pool, PoolError};
 
-use crate::copying::require_room;
+use crate::copying::{on_one_filesystem, require_room};
 use crate::engine::Engine;
 use crate::error::{Error, Result, causes};
 use crate::reporter::Notice;
@@ -373,7 +372,7 @@ impl Engine {
         };
         let shares = |other: &PoolName| {
             let pool = self.pool(other);
-            pool.is_ok_and(|pool| on_one_device(pool.directory(), directory))
+            pool.is_ok_and(|pool| on_one_filesystem(pool.directory(), directory))
         };
         let others: BTreeSet<PoolName> = trash.iter().map(|volume| volume.pool.clone()).collect();
         let near: BTreeSet<PoolName> = others
@@ -495,9 +494,4 @@ fn wait_until_counted(directory: &Path, counted: impl Fn() -> bool) {
 
 fn free_in(pool: &dyn Pool) -> Option<u64> {
     pool.usage().ok().map(|usage| usage.free)
-}
-
-fn on_one_device(one: &Path, other: &Path) -> bool {
-    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev());
-    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }
