@@ -301,6 +301,15 @@ fn what_is_written_to_such_a_root_is_gone_with_the_stop_and_what_the_template_go
     assert!(holds(&look(&engine, "d-root"), 0, b"sistemo\n"));
     let files = house.volume_files().len();
     assert_eq!(files, 3 * 2);
+    // What an earlier stop had still to do is not done to what a later start has made.
+    let intent = Intent::DiscardRoot {
+        volume: look(&engine, "d-root").id,
+        machine: engine.machine(&reference("d")).unwrap().id,
+    };
+    let catalogue = Catalogue::open(&house.data_dir()).unwrap();
+    catalogue.write(|session| session.begin(&intent)).unwrap();
+    house.engine();
+    assert_eq!(house.volume_files().len(), files, "it is in use");
     force(&engine, "d");
     assert_eq!(
         house.volume_files().len(),
