@@ -1,9 +1,13 @@
 //! What is known of a volume's past: pins, revisions, what was replaced, and what a clone is of.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use sistemo::clones::NewClone;
 use sistemo::history::{Past, Pin, RevisionsToKeep, VolumeChanges};
 use sistemo::machines::StopRequest;
 use sistemo::model::{Bytes, MachineId, SnapshotKind, SnapshotName, Timestamp};
+use sistemo::pools::NewPool;
 use sistemo::snapshots::{Replaced, SnapshotView};
 use sistemo::volumes::Grow;
 use sistemo::{Changed, Engine, Notice};
@@ -159,6 +163,64 @@ fn a_revert_keeps_what_it_replaces_unless_told_not_to() {
         .delete_snapshot(&reference("data"), &name("one"))
         .unwrap();
     assert_eq!(revert(None, Replaced::Discard).snapshot, kept.name);
+}
+
+/// The external driver `pybtrfs` as `odd`: it says that a revert has failed when that is done.
+fn install_odd(house: &House) {
+    let driver = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/drivers/sistemo-driver-pybtrfs"
+    );
+    let (head, revert) = {
+        let text = std::fs::read_to_string(driver).unwrap();
+        let at = text.find("def revert(request):").unwrap();
+        (text[..at].to_owned(), text[at..].to_owned())
+    };
+    let done = "    return {\"way\": \"subvolume\"}\n";
+    let odd = revert.replacen(done, "    raise Refused(\"failed\", \"an odd end\")\n", 1);
+    assert_ne!(odd, revert);
+    let drivers = house.data_dir().join("drivers");
+    std::fs::create_dir_all(&drivers).unwrap();
+    std::fs::set_permissions(&drivers, Permissions::from_mode(0o700)).unwrap();
+    let place = drivers.join("sistemo-driver-odd");
+    std::fs::write(&place, head + &odd).unwrap();
+    std::fs::set_permissions(&place, Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn what_a_revert_was_to_replace_stays_where_nobody_knows_whether_it_did() {
+    let needed = ["mkfs.btrfs", "python3"].map(Requirement::Program);
+    if !met(&[Requirement::Root]) || !met(&needed) {
+        return;
+    }
+    let filesystem = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(256));
+    let house = House::new();
+    install_odd(&house);
+    let engine = house.engine();
+    let place = filesystem.path().join("odd").display().to_string();
+    engine
+        .add_pool(&NewPool {
+            name: "odd".parse().unwrap(),
+            driver: "odd".to_owned(),
+            options: vec![("dir_path".to_owned(), place)],
+        })
+        .unwrap();
+    let data = volume_in(&engine, &"odd".parse().unwrap(), "data", 16);
+    write_into(&data, MIB, b"first");
+    take(&engine, "data", "one");
+    write_into(&data, MIB, b"later");
+    let failed = engine.revert_volume(&reference("data"), None, Replaced::Keep);
+    assert!(failed.is_err());
+
+    let [kept] = of_kind(&engine, SnapshotKind::Replaced).try_into().unwrap();
+    let back = engine.revert_volume(&reference("data"), Some(&name(&kept)), Replaced::Discard);
+    assert!(back.is_err(), "it is as odd as before");
+    assert!(holds(
+        &engine.volume(&reference("data")).unwrap(),
+        MIB,
+        b"later"
+    ));
+    assert!(settled(&house));
 }
 
 #[test]
