@@ -1,6 +1,7 @@
 //! What is known of a volume's past: pins, revisions, what was replaced, and what a clone is of.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use sistemo::clones::NewClone;
@@ -183,7 +184,9 @@ fn install_odd(house: &House) {
     std::fs::create_dir_all(&drivers).unwrap();
     std::fs::set_permissions(&drivers, Permissions::from_mode(0o700)).unwrap();
     let place = drivers.join("sistemo-driver-odd");
-    std::fs::write(&place, head + &odd).unwrap();
+    let mut file = File::create(&place).unwrap();
+    file.write_all((head + &odd).as_bytes()).unwrap();
+    drop(file);
     std::fs::set_permissions(&place, Permissions::from_mode(0o700)).unwrap();
 }
 
