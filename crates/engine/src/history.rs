@@ -8,13 +8,14 @@ use serde::Serialize;
 use sistemo_catalog::Intent;
 use sistemo_host::Changed;
 use sistemo_model::{
-    Access, CloneOrigin, History, Reference, SnapshotMark, SnapshotName, Timestamp, Volume,
-    VolumeId, VolumeName,
+    Access, CloneOrigin, History, Lifetime, Machine, Reference, SnapshotMark, SnapshotName,
+    Timestamp, Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::Snapshot;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::holding::Unless;
 use crate::snapshots::{SnapshotView, power_of};
 use crate::volumes::VolumeView;
 
@@ -228,7 +229,8 @@ impl Engine {
     /// its volume may be in use. Returns it with whether that changed anything.
     ///
     /// # Errors
-    /// Where there is no such snapshot, or the pool cannot be read.
+    /// Where there is no such snapshot, the pool cannot be read, or the volume goes with a stop of
+    /// its machine, whatever is pinned of it.
     pub fn pin_snapshot(
         &self,
         reference: &Reference,
@@ -242,12 +244,33 @@ impl Engine {
         if mark.pinned == pinned {
             return Ok((SnapshotView::new(snapshot, mark), Changed::No));
         }
+        if pinned {
+            self.require_lasting(&volume)?;
+        }
         mark.pinned = pinned;
         let there = self.snapshots_of(&volume)?;
         self.change_marks(volume.id, &there, |marks| {
             marks.insert(name.clone(), mark);
         })?;
         Ok((SnapshotView::new(snapshot, mark), Changed::Yes))
+    }
+
+    /// Refuses a volume that goes with a stop of its machine.
+    fn require_lasting(&self, volume: &Volume) -> Result<()> {
+        self.refuse_disposable(volume, Unless::Never)?;
+        let passes = self.catalogue.read(|session| {
+            let holder = session.holder_of(volume.id)?;
+            let root = holder.filter(|holder| holder.attachment.position == 0);
+            let machine = root.map(|root| session.machine(root.attachment.machine));
+            let goes = |it: &Machine| it.owns_root && it.lifetime == Lifetime::Ephemeral;
+            Ok::<_, Error>(machine.transpose()?.filter(goes))
+        })?;
+        passes.map_or(Ok(()), |machine| {
+            Err(Error::MachineEphemeral {
+                machine: machine.name,
+                action: "pin a snapshot of its root volume",
+            })
+        })
     }
 
     /// Refuses to let a volume go that has a pinned snapshot. Its lock is held, or this is only a

@@ -302,7 +302,7 @@ impl Engine {
         let enough = match shortage {
             Shortage::Of(needed) => {
                 let most = trash.iter().filter_map(|volume| self.used_by(volume));
-                if free.saturating_add(most.sum()) < needed {
+                if most.fold(free, u64::saturating_add) < needed {
                     // It would be lost for nothing.
                     return false;
                 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 /// Where system programs are, also when an ordinary user's PATH leaves them out.
@@ -392,8 +392,8 @@ impl Program {
         ended(name, status, stdout, kept)
     }
 
-    /// Runs it to its end, whatever its status, and returns all that it said, up to 64 MiB. For
-    /// programs that find something wrong and say so. What it says goes where it cannot break, as
+    /// Runs it to its end, whatever its status, and returns all that it said, up to 64 MiB; what
+    /// comes after those takes no memory. For programs that find something wrong and say so. What it says goes where it cannot break, as
     /// in [`Program::run_undisturbed`].
     ///
     /// # Errors
@@ -413,9 +413,10 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(said.try_clone().map_err(fail)?)
             .stderr(said.try_clone().map_err(fail)?);
-        let status = command
-            .status()
+        let mut child = command
+            .spawn()
             .map_err(|source| start_error(&path, source))?;
+        let status = wait_and_forget_beyond(LONGEST_OUTPUT, &said, &mut child).map_err(fail)?;
         let mut text = Vec::new();
         said.rewind().map_err(fail)?;
         said.take(LONGEST_OUTPUT)
@@ -591,6 +592,25 @@ struct Talk {
     output: Vec<u8>,
     /// The end of what it wrote to stderr.
     error: Vec<u8>,
+}
+
+/// Waits for the end of a program that writes to a file in memory, of which no more than `most`
+/// bytes and what is written in a second take memory.
+fn wait_and_forget_beyond(most: u64, said: &File, child: &mut Child) -> io::Result<ExitStatus> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let second = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    let wait = || poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&second));
+    while retry_on_intr(wait)? == 0 {
+        let length = said.metadata()?.len();
+        if length > most {
+            let beyond = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(said, beyond, most, length - most)?;
+        }
+    }
+    child.wait()
 }
 
 /// Why a talk is over.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use sistemo_conformance::small::SmallPlace;
 use sistemo_conformance::{Bench, Place, laws_hold_for};
-use sistemo_model::Bytes;
-use sistemo_pools::{FirstUse, Keeping, Pool, PoolConfig, PoolError, Registry};
+use sistemo_model::{Bytes, CatalogueId, Filesystem, Role, Timestamp, VolumeId};
+use sistemo_pools::{Description, FirstUse, Keeping, Pool, PoolConfig, PoolError, Registry};
 use sistemo_testkit::{LoopFilesystem, LoopKind, Requirement, met};
 
 /// Opens a pool as a `storage.conf` with these options would have it.
@@ -70,6 +70,54 @@ macro_rules! driver_keeps_the_laws {
             laws_hold_for!(laws, open_it, bench($driver, open_it, LoopKind::$kind));
         }
     };
+}
+
+/// The laws of a power that a driver does not claim are not tried, so what each claims is said
+/// here once more.
+#[test]
+fn the_built_in_drivers_claim_what_they_are_made_for() {
+    for (driver, kind, copied_live, switched_live) in [
+        ("file", LoopKind::Ext4, true, false),
+        ("file", LoopKind::Xfs, false, false),
+        ("file-reflink", LoopKind::Xfs, false, false),
+        ("btrfs", LoopKind::Btrfs, false, false),
+        ("qcow2", LoopKind::Ext4, false, true),
+    ] {
+        if !met(&[Requirement::Root]) {
+            return;
+        }
+        let filesystem = LoopFilesystem::new(kind, Bytes::from_mib(2 << 10));
+        let place = Place {
+            directory: filesystem.path().join("pool"),
+            catalogue: CatalogueId::random(),
+        };
+        let pool = open(driver, &[], &place).unwrap();
+        let id = VolumeId::random();
+        let description = Description {
+            id,
+            name: "v".parse().unwrap(),
+            size: Bytes::from_mib(1),
+            filesystem: Filesystem::None,
+            role: Role::Data,
+            boot: None,
+            created: Timestamp::now(),
+            history: Box::default(),
+            unfinished: false,
+            moving_from: None,
+        };
+        pool.draft(&description).unwrap().commit().unwrap();
+        assert!(pool.clones().is_some(), "{driver}");
+        assert!(pool.sharing(id).unwrap().is_some(), "{driver}");
+        let power = pool.snapshots().unwrap();
+        let name = "s".parse().unwrap();
+        power
+            .take_snapshot(id, &name, Timestamp::now(), None, &mut |_, _| {})
+            .unwrap();
+        let location = power.open_snapshot(id, &name).unwrap();
+        assert!(location.is_some(), "{driver}");
+        assert_eq!(power.live_copies().is_some(), copied_live, "{driver}");
+        assert_eq!(power.live_switches().is_some(), switched_live, "{driver}");
+    }
 }
 
 driver_keeps_the_laws!(file_on_ext4: "file" [], on Ext4);

@@ -79,7 +79,11 @@ impl Engine {
             });
             each.collect::<Vec<_>>()
         });
-        let alone = |all: &Vec<SnapshotUsage>| all.iter().map(|one| one.alone_bytes).sum();
+        let alone = |all: &Vec<SnapshotUsage>| {
+            let each = all.iter().map(|one| one.alone_bytes);
+            // What an external driver says may be any number.
+            each.fold(0, u64::saturating_add)
+        };
         VolumeUsage {
             id: volume.id,
             name: volume.name.clone(),

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sistemo_catalog::{CatalogError, Lockable, RunningProcess};
+use sistemo_catalog::{CatalogError, Intent, Lockable, RunningProcess};
 use sistemo_host::directory::FileError;
 use sistemo_host::lock::{Lock, PATIENCE};
 use sistemo_host::process::Ending;
@@ -328,13 +328,29 @@ impl Engine {
         }
     }
 
+    /// Whether a snapshot of one of a machine's volumes is being taken.
+    fn is_being_copied(&self, id: MachineId) -> Result<bool> {
+        self.catalogue.read(|session| {
+            let attached = session.attachments_of(id)?;
+            let its = |volume| attached.iter().any(|held| held.volume == volume);
+            Ok(session.intents()?.iter().any(|(_, intent)| match intent {
+                Intent::TakeSnapshots { volumes, .. } => volumes.iter().any(|it| its(*it)),
+                _ => false,
+            }))
+        })
+    }
+
     /// Gives a machine that is held at a full disk the room of what is in the trash there, and
     /// lets it run on. Where there is none it stays held, and is looked at again with the next
-    /// status; so it is while somebody else works on it.
+    /// status; so it is while somebody else works on it, or a snapshot of it is being copied.
     fn make_room_and_resume(&self, id: MachineId) -> Result<()> {
         let Some(_held) = self.locks.try_machine(id, self.purpose())? else {
             return Ok(());
         };
+        // The copies of a snapshot may be what has filled it: then they end, and the trash stays.
+        if self.is_being_copied(id)? {
+            return Ok(());
+        }
         let (machine, pools) = self.catalogue.read(|session| {
             let attachments = session.attachments_of(id)?;
             let pools = attachments.iter().map(|attachment| {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sistemo_catalog::KnownPool;
+use sistemo_catalog::{Intent, KnownPool};
 use sistemo_model::{Bytes, CatalogueId, Lifecycle, PoolName, Role, Volume};
 use sistemo_pools::{ConfError, FirstUse, Found, Pool, PoolConfig, StorageConf, marker};
 
@@ -123,10 +123,11 @@ impl Engine {
     /// Where there is none of that name, it holds volumes, it is the default pool, or the file
     /// cannot be written; then nothing has changed.
     pub fn remove_pool(&self, name: &PoolName) -> Result<PoolView> {
-        let refuse = |reason: String| {
+        let needed = |reason: String| {
             let pool = name.clone();
-            Err(Error::PoolNeeded { pool, reason })
+            Error::PoolNeeded { pool, reason }
         };
+        let refuse = |reason| Err(needed(reason));
         if *name == PoolName::default_pool() {
             return refuse("it always exists".to_owned());
         }
@@ -154,6 +155,10 @@ impl Engine {
             // One may have been recorded by who had opened the pool before.
             let volumes = session.all_volumes()?;
             refuse_volumes(name, REMOVE, volumes.iter().filter(|v| v.pool == *name))?;
+            let comes = |(_, intent): &(_, Intent)| matches!(intent, Intent::MoveVolume { to, .. } if to == name);
+            if session.intents()?.iter().any(comes) {
+                return Err(needed("a volume is being moved into it".to_owned()));
+            }
             Ok::<_, Error>(session.forget_pool(name)?)
         });
         if let Err(error) = forgotten {

@@ -6,11 +6,14 @@ use std::time::Duration;
 use sistemo::care::OnDamage;
 use sistemo::clones::NewClone;
 use sistemo::exchange::Export;
+use sistemo::history::Pin;
 use sistemo::machines::{
     Deploy, DeploySource, MachineChanges, MachineView, NewMachineClone, StartMode, StopRequest,
     Storage, Wait,
 };
-use sistemo::model::{Access, Lifetime, MachineName, PoolName, SnapshotKind, SnapshotMark};
+use sistemo::model::{
+    Access, Lifetime, MachineName, PoolName, SnapshotKind, SnapshotMark, SnapshotName,
+};
 use sistemo::moves::{Move, Unkept};
 use sistemo::snapshots::Replaced;
 use sistemo::volumes::{Grow, VolumeStatus, VolumeView};
@@ -573,6 +576,22 @@ fn a_given_root_outlives_an_ephemeral_machine_and_preserving_keeps_a_made_one() 
         .unwrap();
     assert_eq!(deletion.removes.unwrap().name.as_str(), "f-root");
     assert!(engine.volume(&reference("f-root")).is_err());
+}
+
+#[test]
+fn what_goes_with_a_stop_is_not_pinned_for_later() {
+    let (_house, engine) = unbootable();
+    engine.deploy(&ephemeral(plan("disk", "e"))).unwrap();
+    engine.deploy(&plan("disk", "m")).unwrap();
+    let name: SnapshotName = "s".parse().unwrap();
+    for root in ["e-root", "m-root"] {
+        let taken = engine.take_snapshot(&reference(root), Some(name.clone()));
+        taken.unwrap();
+    }
+    let pin = |root| engine.pin_snapshot(&reference(root), &name, Pin::In);
+    let error = pin("e-root").unwrap_err();
+    assert!(matches!(error, Error::MachineEphemeral { .. }), "{error}");
+    assert_eq!(pin("m-root").unwrap().1, Changed::Yes);
 }
 
 #[test]

@@ -82,7 +82,9 @@ fn advice(checked: &Checked) -> String {
         parts.any(|it| it.part == part && it.verdict == Verdict::Damaged)
     };
     if damaged("filesystem") && checked.holds == Some("btrfs") {
-        return format!("`sistemo volume revert {name}` takes it back to a snapshot");
+        return format!(
+            "`sistemo volume revert {name} SNAPSHOT` takes it back to one from before the damage"
+        );
     }
     if damaged("data") || damaged("filesystem") {
         return format!("`sistemo volume check {name} --repair` mends what can be mended");
