@@ -266,6 +266,10 @@ fn the_console_is_left_with_ctrl_and_bracket() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command is to be killed on its way"
+)]
 fn a_killed_start_leaves_a_machine_from_a_template_that_starts() {
     let environment = Environment::new();
     environment.disk("disk.raw", 16);
