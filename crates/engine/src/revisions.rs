@@ -81,8 +81,9 @@ impl Engine {
         let there = self.snapshots_in(volume, power)?;
         let is_this = |snapshot: &Snapshot| {
             let kind = history.mark(&snapshot.name).kind;
-            // Some drivers keep no more than the second.
-            let then = snapshot.created.as_second() == stopped.as_second();
+            // Some drivers keep no more of the time than its second.
+            let whole = Timestamp::from_second(stopped.as_second());
+            let then = snapshot.created == stopped || whole.is_ok_and(|it| snapshot.created == it);
             kind == SnapshotKind::Revision && then
         };
         if keep > 0 && !there.iter().any(is_this) {

@@ -59,6 +59,11 @@ fn deleting_an_image_keeps_the_kernel_that_a_volume_boots() {
         .unwrap();
     house.import_tiny(&engine, &[Action::PowerOff]);
     engine.delete_image(&tiny).unwrap();
+    assert_eq!(kernels(), 2, "what is in the trash may boot again");
+
+    engine.destroy_trashed(&"m-root".into()).unwrap();
+    house.import_tiny(&engine, &[Action::PowerOff]);
+    engine.delete_image(&tiny).unwrap();
     assert_eq!(kernels(), 0, "nothing boots them any more");
 }
 

@@ -294,6 +294,8 @@ fn a_deleted_machine_is_stopped_first() {
         .delete_machine(&reference("m"), Storage::RemoveRoot)
         .unwrap();
     assert!(!vmm.is_alive().unwrap());
+    assert_eq!(house.volume_files().len(), 4, "the root is in the trash");
+    engine.destroy_trashed(&reference("m-root")).unwrap();
     assert_eq!(house.volume_files().len(), 2, "the data volume stays");
     let runtime = std::fs::read_dir(house.data_dir().join("machines")).unwrap();
     assert_eq!(runtime.count(), 0);
