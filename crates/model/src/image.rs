@@ -59,7 +59,8 @@ pub struct Boot {
     pub initrd: Option<Digest>,
 }
 
-/// The SHA-256 digest of a file, 64 lowercase hex digits.
+/// The SHA-256 digest of a file, 64 lowercase hex digits. It is read in either case: other systems
+/// write it in capitals.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
@@ -93,9 +94,9 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Digest, DigestError> {
-        let hex = text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'));
+        let hex = text.chars().all(|c| c.is_ascii_hexdigit());
         if text.len() == 64 && hex {
-            Ok(Digest(text.to_owned()))
+            Ok(Digest(text.to_ascii_lowercase()))
         } else {
             Err(DigestError(text.to_owned()))
         }
@@ -131,7 +132,8 @@ mod tests {
         let digest = Digest::from_bytes([0xa5; 32]);
         assert_eq!(digest.as_str(), "a5".repeat(32));
         assert_eq!(digest.as_str().parse(), Ok(digest));
-        assert!("A5".repeat(32).parse::<Digest>().is_err());
+        let capitals: Digest = "A5".repeat(32).parse().unwrap();
+        assert_eq!(capitals.as_str(), "a5".repeat(32));
         assert!("../etc".parse::<Digest>().is_err());
     }
 }

@@ -42,9 +42,11 @@ fn a_volume_goes_to_a_file_of_a_format_and_comes_back_checked() {
     let told = environment.ok("volume export data data.vdi --checksum");
     let expected = format!("exported data to data.vdi: 16 MB as vdi, SHA-256 {sum}\n");
     assert!(told.stderr.ends_with(&expected), "{}", told.stderr);
+    // As other systems write it.
+    let capitals = sum.to_uppercase();
     let back = environment
         .ok(&format!(
-            "volume import data.qcow2 --name back --sha256 {sum} -o json"
+            "volume import data.qcow2 --name back --sha256 {capitals} -o json"
         ))
         .json();
     assert_eq!(
@@ -54,6 +56,17 @@ fn a_volume_goes_to_a_file_of_a_format_and_comes_back_checked() {
     let plain = environment.ok("volume import data.vdi --name plain -o json");
     assert_eq!(plain.json()["sha256"], serde_json::Value::Null);
     assert_eq!(sha256(&environment, "back"), sha256(&environment, "plain"));
+
+    // A name that tells no format is not passed over in silence.
+    let told = environment.ok("volume export data data.vhd").stderr;
+    assert!(
+        told.ends_with("exported data to data.vhd: 16 MB as raw\n"),
+        "{told}"
+    );
+    let told = environment
+        .ok("volume import data.vhd --name guessed")
+        .stderr;
+    assert!(told.ends_with("imported guessed as raw\n"), "{told}");
 
     let other = "0".repeat(64);
     let line = format!("volume import data.vdi --name x --sha256 {other}");

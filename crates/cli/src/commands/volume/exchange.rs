@@ -112,13 +112,19 @@ impl Export {
             let mut stream = whole(&stdout, "write to")?;
             let exported = engine.export_volume_to(&export, &mut stream)?;
             let name = &exported.volume.name;
-            let told = format!("exported {name}: {}", summary(&exported));
+            let told = format!(
+                "exported {name}: {}",
+                summary(&exported, Some(ImageFormat::Raw))
+            );
             session.output.note(&told);
             return Ok(());
         }
         let exported = engine.export_volume(&export, &self.file)?;
         let (name, file) = (&exported.volume.name, self.file.display());
-        let told = format!("exported {name} to {file}: {}", summary(&exported));
+        let told = format!(
+            "exported {name} to {file}: {}",
+            summary(&exported, ImageFormat::of_name(&self.file))
+        );
         session.output.note(&told);
         session.output.made(&Written {
             path: std::path::absolute(&self.file).unwrap_or(self.file),
@@ -129,9 +135,10 @@ impl Export {
     }
 }
 
-fn summary(exported: &Exported) -> String {
+/// What was exported. That it is raw is said where nothing else, such as the file's name, tells.
+fn summary(exported: &Exported, told: Option<ImageFormat>) -> String {
     let mut text = exported.size.to_string();
-    if exported.format != ImageFormat::Raw {
+    if exported.format != ImageFormat::Raw || told != Some(ImageFormat::Raw) {
         text = format!("{text} as {}", exported.format);
     }
     match &exported.sha256 {
@@ -154,15 +161,28 @@ impl Import {
             format: self.format,
             checksum,
         };
-        let Imported { volume, sha256, .. } = if self.file == Path::new(STREAM) {
+        let is_stream = self.file == Path::new(STREAM);
+        let guessed =
+            !is_stream && self.format.is_none() && ImageFormat::of_name(&self.file).is_none();
+        let Imported {
+            volume,
+            format,
+            sha256,
+        } = if is_stream {
             let stdin = io::stdin();
             refuse_terminal(&stdin, "read from a terminal", "< FILE")?;
             engine.import_volume_from(&new, &mut whole(&stdin, "read from")?)?
         } else {
             engine.import_volume(&new, &self.file)?
         };
+        let mut told = format!("imported {}", volume.name);
+        if guessed {
+            told = format!("{told} as {format}");
+        }
         if let Some(digest) = &sha256 {
-            let told = format!("imported {}, SHA-256 {digest}", volume.name);
+            told = format!("{told}, SHA-256 {digest}");
+        }
+        if guessed || sha256.is_some() {
             session.output.note(&told);
         }
         session.output.one(&Read { volume, sha256 })
