@@ -253,7 +253,7 @@ fn template_hint(error: &Error) -> String {
         ),
         Error::TemplateNeeded { machines, .. } => {
             let names: Vec<String> = machines.iter().map(ToString::to_string).collect();
-            format!("sistemo machine delete {}, first", names.join(" "))
+            format!("`sistemo machine delete {}` first", names.join(" "))
         }
         _ => "only a machine that was deployed without --ephemeral can".to_owned(),
     }
@@ -277,12 +277,14 @@ fn history_hint(error: &Error) -> Option<String> {
             [volume] => format!("sistemo volume snapshot list {volume}"),
             _ => format!("sistemo machine snapshot {machine}"),
         },
-        Error::CloneName { volume, .. } => format!("sistemo volume rename {volume} SHORTER"),
+        Error::CloneName { volume, .. } => format!(
+            "choose a shorter name for the clone, or `sistemo volume rename {volume} SHORTER`"
+        ),
         Error::NoSuchSnapshot { volume, .. } => format!("sistemo volume snapshot list {volume}"),
         Error::NoSnapshots { volume } => format!("sistemo volume snapshot create {volume}"),
         Error::NotInTrash { .. } => "sistemo volume trash list".to_owned(),
-        Error::NameGone { volume } => {
-            format!("sistemo volume trash restore {volume} --name NEW")
+        Error::NameGone { reference, .. } => {
+            format!("sistemo volume trash restore {reference} --name NEW")
         }
         Error::PoolNotEmpty {
             pool,

@@ -12,7 +12,7 @@ use sistemo_host::program::ProgramError;
 use sistemo_images::Error as ImageError;
 use sistemo_model::{
     Attachment, Bytes, Digest, Filesystem, ImageName, MachineName, MachineState, NameError,
-    PoolName, SnapshotName, VolumeName,
+    PoolName, Reference, SnapshotName, VolumeName,
 };
 use sistemo_pools::external::UnusableDriver;
 use sistemo_pools::{ConfError, Fault, PoolError};
@@ -163,6 +163,8 @@ pub enum Error {
     NameGone {
         /// The volume.
         volume: VolumeName,
+        /// How it was referred to, which names no other one.
+        reference: Reference,
     },
     /// The volume is held by a machine.
     #[error("volume {volume} is attached to {machine}")]

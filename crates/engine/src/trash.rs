@@ -132,6 +132,7 @@ impl Engine {
             restored.map_err(|error| match error {
                 CatalogError::NameTaken { .. } if name.is_none() => Error::NameGone {
                     volume: volume.name.clone(),
+                    reference: reference.clone(),
                 },
                 error => error.into(),
             })?;

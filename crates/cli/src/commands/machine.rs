@@ -489,7 +489,7 @@ impl Delete {
             let mut told = format!("deleted machine {}", deletion.machine.name);
             if let Some(root) = &deletion.removes {
                 let until = deletion.restorable_until;
-                let restorable = restorable(&root.name, until);
+                let restorable = restorable(engine, root, until);
                 told = format!("{told} and its root volume {}{restorable}", root.name);
             }
             if !deletion.keeps.is_empty() {

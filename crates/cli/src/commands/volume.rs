@@ -18,7 +18,7 @@ use sistemo::history::OriginView;
 use sistemo::model::{Bytes, Filesystem, PoolName, Reference, Timestamp, VolumeName};
 use sistemo::snapshots::VolumeDetails;
 use sistemo::volumes::{Grow, NewVolume, VolumeStatus, VolumeView};
-use sistemo::{Engine, Kind};
+use sistemo::{Engine, Error, Kind};
 
 use crate::arguments::{reference, size, value};
 use crate::confirmation::Beforehand;
@@ -332,10 +332,10 @@ impl Delete {
             } else {
                 engine.delete_volume(reference)?
             };
-            let name = &gone.volume.name;
             session.output.note(&format!(
-                "deleted volume {name}{}",
-                restorable(name, gone.restorable_until)
+                "deleted volume {}{}",
+                gone.volume.name,
+                restorable(engine, &gone.volume, gone.restorable_until)
             ));
             deleted.push(gone);
             Ok(())
@@ -346,11 +346,17 @@ impl Delete {
     }
 }
 
-/// How a deleted volume comes back, where it can.
-pub(super) fn restorable(name: &VolumeName, until: Option<Timestamp>) -> String {
-    until.map_or_else(String::new, |until| {
-        format!("; until {until:.0} `sistemo volume trash restore {name}` brings it back")
-    })
+/// How a deleted volume comes back, where it can: by its name, unless others in the trash have it.
+pub(super) fn restorable(engine: &Engine, volume: &VolumeView, until: Option<Timestamp>) -> String {
+    let Some(until) = until else {
+        return String::new();
+    };
+    let name = volume.name.to_string();
+    let reference = match engine.trashed_volume(&Reference::from(name.clone())) {
+        Err(Error::Ambiguous { .. }) => volume.id.to_string(),
+        _ => name,
+    };
+    format!("; until {until:.0} `sistemo volume trash restore {reference}` brings it back")
 }
 
 /// A volume that would be lost, with its size and how many snapshots go with it.

@@ -51,6 +51,26 @@ fn two_of_one_name_are_told_apart_by_their_ids() {
     assert_eq!(told, expected);
     let restored = environment.ok(&format!("volume trash restore {first} -o json"));
     assert_eq!(restored.json()["id"], first);
+    // Now that one has the name, what is advised names the other by what tells it apart.
+    let (third, told) = delete_one_more(&environment);
+    let brings_back = format!("`sistemo volume trash restore {third}` brings it back");
+    assert!(told.contains(&brings_back), "{told}");
+    environment.refused(
+        1,
+        &format!("volume trash restore {second}"),
+        &format!("Hint: sistemo volume trash restore {second} --name NEW"),
+    );
+}
+
+/// Gives `pgdata` another name, makes one more of that name and deletes it, and gives it back.
+fn delete_one_more(environment: &Environment) -> (String, String) {
+    environment.ok("volume rename pgdata aside");
+    let made = environment
+        .ok("volume create 16M --name pgdata --fs none -o json")
+        .json();
+    let told = environment.ok("volume delete pgdata -y").stderr;
+    environment.ok("volume rename aside pgdata");
+    (made["id"].as_str().unwrap().to_owned(), told)
 }
 
 #[test]
