@@ -245,7 +245,7 @@ fn code(error: &Error) -> Code {
         Error::MachineInactive { .. } => Code::MachineInactive,
         Error::VolumeInUse { .. } => Code::VolumeInUse,
         Error::MachineInUse { .. } => Code::MachineInUse,
-        Error::VolumeDisposable { .. } => Code::VolumeDisposable,
+        Error::VolumeDisposable { .. } | Error::NothingToKeep { .. } => Code::VolumeDisposable,
         Error::NotATemplate { .. } => Code::NotATemplate,
         Error::TemplateActive { .. } => Code::TemplateActive,
         Error::TemplateNeeded { .. } => Code::TemplateNeeded,

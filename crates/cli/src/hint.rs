@@ -53,6 +53,7 @@ fn engine_hint(error: &Error) -> Option<String> {
         Error::MachineActive { machine, .. } => format!("sistemo machine stop {machine}"),
         Error::MachineInactive { machine, state, .. } => inactive_hint(machine, *state),
         Error::VolumeDisposable { .. }
+        | Error::NothingToKeep { .. }
         | Error::NotATemplate { .. }
         | Error::TemplateActive { .. }
         | Error::TemplateNeeded { .. }
@@ -238,10 +239,12 @@ fn size_hint(error: &Error) -> Option<String> {
 /// What to type next after a failure with templates and what is made from them.
 fn template_hint(error: &Error) -> String {
     match error {
-        Error::VolumeDisposable { template, .. } => format!(
-            "keep what is to last on another volume (`sistemo machine volume attach`), or change \
+        Error::VolumeDisposable { template, .. } | Error::NothingToKeep { template, .. } => {
+            format!(
+                "keep what is to last on another volume (`sistemo machine volume attach`), or change \
              {template}"
-        ),
+            )
+        }
         Error::NotATemplate { machine, .. } => {
             format!("name another machine; sistemo machine status {machine}")
         }

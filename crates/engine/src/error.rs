@@ -270,6 +270,17 @@ pub enum Error {
         /// The volume it is made from.
         template: VolumeName,
     },
+    /// All that a machine has is a root volume that is made anew at each start.
+    #[error(
+        "machine {machine} has nothing to keep: its only volume is made from {template} at each \
+         start, and thrown away at each stop"
+    )]
+    NothingToKeep {
+        /// The machine.
+        machine: MachineName,
+        /// The volume that its root is made from.
+        template: VolumeName,
+    },
     /// A machine's root is nothing that others can start from.
     #[error("machine {machine} cannot be a template: {reason}")]
     NotATemplate {

@@ -53,6 +53,13 @@ pub enum Notice {
         /// How long it was given, in seconds.
         seconds: u64,
     },
+    /// A root volume that is made anew at each start of its machine is in no snapshot of that.
+    RootLeftOut {
+        /// The machine.
+        machine: MachineName,
+        /// The volume that its root is made from.
+        template: VolumeName,
+    },
     /// A machine's volume is copied while the machine runs on.
     CopiedMeanwhile {
         /// The machine.
@@ -227,13 +234,17 @@ impl Notice {
                 "{machine} is of an imported image: its SSH host keys are those of {source}, \
                  unless its system makes new ones for another machine-id"
             ),
+            Notice::RootLeftOut { machine, template } => write!(
+                f,
+                "the root volume of {machine} is left out: it is made from {template} at each start"
+            ),
             Notice::TemplateCopied {
                 machine,
                 volume,
                 copied,
             } => write!(
                 f,
-                "{volume} was copied for {machine}, {copied}: between their pools nothing is shared"
+                "{volume} was copied for {machine}, {copied}, as at each start: nothing can be shared here"
             ),
             Notice::StartsFromRevision {
                 machine,
@@ -316,6 +327,7 @@ impl fmt::Display for Notice {
             Notice::PortsNotPassedOn { .. }
             | Notice::IdentityNotTold { .. }
             | Notice::TemplateCopied { .. }
+            | Notice::RootLeftOut { .. }
             | Notice::StartsFromRevision { .. }
             | Notice::EphemeralGone { .. } => self.fmt_of_machines(f),
             Notice::SlowAccelerator { reason } => {

@@ -1,11 +1,15 @@
 //! What volumes take: their size, what they use, what they share, and what is theirs alone.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
-use sistemo_model::{Lifecycle, PoolName, Reference, SnapshotName, Volume, VolumeId, VolumeName};
-use sistemo_pools::{Facts, PoolError, Sharing};
+use sistemo_model::{
+    Bytes, Lifecycle, PoolName, Reference, SnapshotName, Volume, VolumeId, VolumeName,
+};
+use sistemo_pools::{PoolError, Sharing};
 
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::holding::Unless;
 use crate::volumes::shown_with_causes;
 
@@ -70,8 +74,7 @@ impl Engine {
     fn usage_of(&self, volume: &Volume) -> VolumeUsage {
         let looked = self.look_at_usage(volume);
         let reason = looked.as_ref().err().cloned();
-        let (facts, sharing) =
-            looked.map_or((None, None), |(facts, sharing)| (Some(facts), sharing));
+        let (used, sharing) = looked.map_or((None, None), |(used, sharing)| (Some(used), sharing));
         let snapshots = sharing.as_ref().map(|sharing| {
             let each = sharing.snapshots.iter().map(|(name, alone)| SnapshotUsage {
                 name: name.clone(),
@@ -89,7 +92,7 @@ impl Engine {
             name: volume.name.clone(),
             pool: volume.pool.clone(),
             size_bytes: volume.size.get(),
-            used_bytes: facts.map(|facts| facts.used.get()),
+            used_bytes: used.map(Bytes::get),
             shared_bytes: sharing.as_ref().map(|sharing| sharing.shared.get()),
             alone_bytes: sharing.as_ref().map(|sharing| sharing.alone.get()),
             snapshots_alone_bytes: snapshots.as_ref().map(alone),
@@ -101,11 +104,21 @@ impl Engine {
     fn look_at_usage(
         &self,
         volume: &Volume,
-    ) -> std::result::Result<(Facts, Option<Sharing>), String> {
-        self.refuse_disposable(volume, Unless::Active)
-            .map_err(|e| shown_with_causes(&e))?;
+    ) -> std::result::Result<(Bytes, Option<Sharing>), String> {
+        match self.refuse_disposable(volume, Unless::Active) {
+            // Nothing is there until its machine starts.
+            Err(Error::VolumeDisposable { .. }) => {
+                let nothing = Sharing {
+                    shared: Bytes::new(0),
+                    alone: Bytes::new(0),
+                    snapshots: BTreeMap::new(),
+                };
+                return Ok((Bytes::new(0), Some(nothing)));
+            }
+            looked => looked.map_err(|e| shown_with_causes(&e))?,
+        }
         let pool = self.pool(&volume.pool).map_err(|e| shown_with_causes(&e))?;
-        let look = || Ok((pool.facts(volume.id)?, pool.sharing(volume.id)?));
+        let look = || Ok((pool.facts(volume.id)?.used, pool.sharing(volume.id)?));
         look().map_err(|error: PoolError| shown_with_causes(&error))
     }
 }

@@ -99,13 +99,14 @@ impl Engine {
     /// Volumes whose pool has no instant snapshots are copied: by the VMM while the machine runs
     /// on, or, where their driver cannot have that, while it is held. That is told before.
     ///
-    /// A root that is made anew at each start of the machine is left out: its snapshots go with the
-    /// stop. Where one volume cannot be kept, none is. A crash in the middle leaves none: the machine's
+    /// A root that is made anew at each start of the machine is left out, which is told: its snapshots
+    /// would go with the stop. Where one volume cannot be kept, none is. A crash in the middle leaves none: the machine's
     /// monitor or the next operation lets the machine run on, and removes what there is.
     ///
     /// # Errors
     /// Where a volume has a snapshot of that name, its pool keeps none or has no room, or the
-    /// machine is on its way to a start or stop.
+    /// machine is on its way to a start or stop; [`Error::NothingToKeep`] where all that it has is
+    /// such a root.
     pub fn snapshot_machine(
         &self,
         reference: &Reference,
@@ -126,6 +127,9 @@ impl Engine {
         }
         let mut held = self.hold_volumes_of(&machine, held)?;
         let volumes = self.to_keep(&machine)?;
+        if let Some(template) = machine.template {
+            self.tell_what_is_left_out(&machine, template, &volumes)?;
+        }
         let created = Timestamp::now();
         let name = self.common_name(&volumes, name, created)?;
         for kept in &volumes {
@@ -213,6 +217,23 @@ impl Engine {
             });
         }
         Ok(volumes)
+    }
+
+    /// Says that a root which is made anew at each start is not kept; refuses where that is all.
+    fn tell_what_is_left_out(
+        &self,
+        machine: &Machine,
+        template: VolumeId,
+        volumes: &[ToKeep],
+    ) -> Result<()> {
+        let template = self.catalogue.read(|session| session.volume(template))?;
+        let (machine, template) = (machine.name.clone(), template.name);
+        if volumes.is_empty() {
+            return Err(Error::NothingToKeep { machine, template });
+        }
+        self.reporter
+            .notice(&Notice::RootLeftOut { machine, template });
+        Ok(())
     }
 
     /// The name that all snapshots get; it is free on every volume.

@@ -287,6 +287,33 @@ fn a_clone_of_a_machine_from_a_template_starts_from_the_same() {
 }
 
 #[test]
+fn a_root_that_is_made_at_each_start_takes_nothing_and_is_left_out_of_snapshots() {
+    let (house, engine) = unbootable();
+    let usage = engine.volume_usage(&reference("d-root")).unwrap();
+    let told = (usage.used_bytes, usage.alone_bytes, usage.reason);
+    assert_eq!(told, (Some(0), Some(0), None), "that is as it should be");
+    engine.deploy(&template("t", "e")).unwrap();
+    house.notices();
+    let kept = engine.snapshot_machine(&reference("d"), None).unwrap();
+    let names: Vec<_> = kept.volumes.iter().map(|kept| kept.name.as_str()).collect();
+    assert_eq!(names, ["data"]);
+    assert_eq!(
+        house.notices(),
+        [Notice::RootLeftOut {
+            machine: "d".parse().unwrap(),
+            template: "t-root".parse().unwrap(),
+        }]
+    );
+    let error = engine.snapshot_machine(&reference("e"), None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "machine e has nothing to keep: its only volume is made from t-root at each start, and \
+         thrown away at each stop"
+    );
+    assert_eq!(house.notices(), []);
+}
+
+#[test]
 fn what_is_written_to_such_a_root_is_gone_with_the_stop_and_what_the_template_got_is_there() {
     let Some((house, engine)) = bootable(WRITES_ITS_ROOT) else {
         return;

@@ -61,9 +61,14 @@ impl Clone {
     }
 }
 
-/// Which way the data of each volume took: a copy takes its time and its room.
+/// Which way the data of each volume took: a copy takes its time and its room. Of a root that is
+/// made anew at each start there is none.
 fn told(cloned: &ClonedMachine) -> String {
-    let volumes: Vec<String> = cloned.volumes.iter().map(told_of_volume).collect();
+    let mut volumes: Vec<String> = cloned.volumes.iter().map(told_of_volume).collect();
+    if let Some(template) = &cloned.machine.template {
+        let made = format!("its root is made from {} at each start", template.volume);
+        volumes.insert(0, made);
+    }
     format!(
         "cloned {} to {}: {}",
         cloned.source,
