@@ -299,7 +299,8 @@ pub(crate) fn holds_blocks(
     )?;
     for (index, stamps) in blocks.chunks(AT_ONCE).enumerate() {
         let at = (index * AT_ONCE) as u64 * BLOCK;
-        let wanted: Vec<u8> = stamps.iter().flat_map(|stamp| bytes_of(*stamp)).collect();
+        let wanted: Vec<_> = stamps.iter().map(|stamp| bytes_of(*stamp)).collect();
+        let wanted = wanted.concat();
         same_bytes(what, at, &read(content, at, wanted.len())?, &wanted)?;
     }
     Ok(())
