@@ -83,9 +83,9 @@ impl Model {
                 self.volumes.insert(v, n);
             }
             Change::RenameVolume(v, n) => {
+                refuse(!self.volumes.contains_key(&v), Refusal::NotFound)?;
                 self.expect_free_name(v, n)?;
-                let name = self.volumes.get_mut(&v).ok_or(Refusal::NotFound)?;
-                *name = n;
+                self.volumes.insert(v, n);
             }
             Change::DeleteVolume(v) => {
                 refuse(self.held.contains_key(&v), Refusal::Attached)?;
