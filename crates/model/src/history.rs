@@ -80,7 +80,7 @@ pub enum SnapshotKind {
     Requested,
     /// A machine stopped cleanly; it goes when there are newer ones enough.
     Revision,
-    /// The volume was taken back, and this is what it held before.
+    /// The volume was taken back or repaired, and this is what it held before.
     Replaced,
 }
 

@@ -7,7 +7,8 @@ use serde::Serialize;
 use sistemo_host::Changed;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{
-    Access, PoolName, Reference, SnapshotName, Timestamp, Volume, VolumeId, VolumeName,
+    Access, PoolName, Reference, SnapshotKind, SnapshotMark, SnapshotName, Timestamp, Volume,
+    VolumeId, VolumeName,
 };
 use sistemo_pools::{Cost, Flaw, Pool};
 
@@ -326,6 +327,14 @@ impl Engine {
         let fail = |source| pool_error(volume, "keep a snapshot of", source);
         let there = power.snapshots(volume.id).map_err(fail)?;
         let name = name_before_repair(|name| there.iter().any(|taken| taken.name == *name))?;
+        // What a revert that names none goes back to is not the damage.
+        let mark = SnapshotMark {
+            kind: SnapshotKind::Replaced,
+            pinned: false,
+        };
+        self.change_history(volume.id, |history| {
+            history.marks.insert(name.clone(), mark);
+        })?;
         self.with_room(&volume.pool, || {
             power
                 .take_snapshot(volume.id, &name, Timestamp::now(), None, &mut |_, _| {})

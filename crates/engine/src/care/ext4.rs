@@ -9,9 +9,12 @@ use super::tools::{Disk, Free, Look, Tools, failed, words};
 use crate::filesystems::{SUPERBLOCK, SUPERBLOCK_LENGTH, is_ext4, was_unmounted};
 
 const CHECKER: &str = "e2fsck";
-/// Exit status of e2fsck(8): errors are left, or, in combination, something else went wrong.
+/// Exit status of e2fsck(8): errors are left, or something else went wrong. Both are set where the
+/// damage is such that it cannot go on without mending it.
 const ERRORS_LEFT: i32 = 4;
 const COULD_NOT: i32 = 8;
+/// From here on it was called wrongly, or did not end by itself.
+const NOT_DONE: i32 = 16;
 
 pub(super) struct Ext4;
 
@@ -49,7 +52,7 @@ impl Tools for Ext4 {
                 verdict: Verdict::Ok,
                 words: Vec::new(),
             }),
-            Some(code) if code & ERRORS_LEFT != 0 && code & COULD_NOT == 0 => Ok(Look {
+            Some(code) if code & ERRORS_LEFT != 0 && code < NOT_DONE => Ok(Look {
                 verdict: Verdict::Damaged,
                 words: words(&ended.text, |line| {
                     worth(line, &disk.path.to_string_lossy())

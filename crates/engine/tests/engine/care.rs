@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sistemo::care::{Checked, Obstacle, OnDamage, Part, Verdict};
 use sistemo::exchange::{Checksum, Export, NewImported};
-use sistemo::model::{Bytes, Filesystem, PoolName};
+use sistemo::model::{Bytes, Filesystem, PoolName, SnapshotKind};
 use sistemo::pools::NewPool;
 use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Engine, Error, Notice};
@@ -384,6 +384,11 @@ fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
         assert_eq!(mended.repaired, ["filesystem"]);
         let kept = mended.kept.unwrap();
         assert_eq!(kept.as_str(), "before-repair");
+        let kind = engine
+            .snapshot(&reference("data"), Some(&kept))
+            .unwrap()
+            .kind;
+        assert_eq!(kind, SnapshotKind::Replaced, "no revert goes there unasked");
         assert!(check(&engine, "data").is_sound());
 
         engine
@@ -424,6 +429,12 @@ fn nothing_is_kept_where_that_takes_a_copy_and_nothing_done_where_nothing_is_wro
         matches!(notices[..], [Notice::NothingKept { .. }]),
         "{notices:?}"
     );
+    // So much that e2fsck cannot go on without mending something.
+    write_into(&data, 4096, &vec![0xa5; 300 << 10]);
+    let (verdict, words) = filesystem(&check(&engine, "data"));
+    assert_eq!(verdict, Verdict::Damaged, "{words}");
+    let mended = engine.check_volume(&reference("data"), OnDamage::Repair);
+    assert!(mended.unwrap().is_sound());
 }
 
 #[test]
