@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sistemo_host::directory::FileError;
 use sistemo_host::program::{Program, ProgramError};
 use sistemo_model::{Machine, MachineId, MachineState, Reference};
+use sistemo_vmm::RunStatus;
 
 use super::LOOPBACK;
 use crate::engine::Engine;
@@ -81,12 +82,20 @@ impl Engine {
         let machine = self.find_machine(reference)?;
         match machine.state {
             MachineState::Running | MachineState::Stopping(_) => Ok(machine),
+            MachineState::Paused(_) if self.runs_after_all(&machine) => Ok(machine),
             state => Err(Error::MachineInactive {
                 machine: machine.name,
                 state,
                 action,
             }),
         }
+    }
+
+    /// Whether a machine that is recorded as paused runs: a snapshot holds one for an instant, and
+    /// keeps its turn at the VMM until it has let go, so that the answer waits for that.
+    fn runs_after_all(&self, machine: &Machine) -> bool {
+        let status = self.command(machine, "look at", |control| control.status());
+        matches!(status, Ok(RunStatus::Running))
     }
 
     /// ssh(1) as it reaches a machine: our key, no configuration of the user's, and the host key

@@ -220,6 +220,37 @@ fn a_pool_without_room_for_a_copy_is_told_before_anything_is_done() {
 }
 
 #[test]
+fn whoever_wants_into_a_machine_that_is_held_for_an_instant_waits_for_that() {
+    if !can_run() {
+        return;
+    }
+    let house = House::new();
+    let engine = machine_of_two(&house, &[Action::Count], "");
+    let id = start(&engine, "m").id;
+    console(&engine, "count 1");
+    let runtime = house.data_dir().join("machines").join(id.to_string());
+    // As a snapshot holds it: one turn at the VMM for all of it.
+    let mut control = Qemu::new().connect(&runtime).unwrap();
+    control.pause().unwrap();
+    wait_until("its record", || machine(&engine).status == "paused");
+    std::thread::scope(|scope| {
+        let wanted = scope.spawn(|| engine.console(&reference("m")));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!wanted.is_finished(), "it waits");
+        control.resume().unwrap();
+        drop(control);
+        wanted.join().unwrap().unwrap();
+    });
+    // Paused by its user it is not waited for.
+    let _ = engine.pause_machine(&reference("m")).unwrap();
+    let error = engine.console(&reference("m")).unwrap_err();
+    assert!(matches!(error, Error::MachineInactive { .. }), "{error}");
+    let _ = engine
+        .stop_machine(&reference("m"), StopRequest::Forced)
+        .unwrap();
+}
+
+#[test]
 fn filesystems_are_frozen_where_an_agent_answers() {
     if !can_run() {
         return;
