@@ -13,7 +13,7 @@ use crate::copying::data_bytes;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::history::{Past, keep_marks_of};
-use crate::holding::IdleVolume;
+use crate::holding::{IdleVolume, Unless};
 use crate::machines::ToCopy;
 use crate::reporter::Notice;
 use crate::revisions::{Planned, data_of};
@@ -233,6 +233,7 @@ impl Engine {
         let volume = self
             .catalogue
             .read(|session| session.find_volume(reference))?;
+        self.refuse_disposable(&volume, Unless::Active)?;
         let pool = self.pool(&volume.pool)?;
         let there = self.snapshots_in(&volume, power_of(pool.as_ref())?)?;
         Ok(there

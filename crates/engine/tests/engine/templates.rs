@@ -292,6 +292,8 @@ fn a_root_that_is_made_at_each_start_takes_nothing_and_is_left_out_of_snapshots(
     let usage = engine.volume_usage(&reference("d-root")).unwrap();
     let told = (usage.used_bytes, usage.alone_bytes, usage.reason);
     assert_eq!(told, (Some(0), Some(0), None), "that is as it should be");
+    let error = engine.snapshots(&reference("d-root")).unwrap_err();
+    assert!(matches!(error, Error::VolumeDisposable { .. }), "{error}");
     engine.deploy(&template("t", "e")).unwrap();
     house.notices();
     let kept = engine.snapshot_machine(&reference("d"), None).unwrap();
