@@ -1,19 +1,21 @@
 //! What to type next after a failure.
 
+use std::io::ErrorKind;
+
 use sistemo::care::Obstacle;
 use sistemo::doctor::package_of;
 use sistemo::model::{MachineName, MachineState, VolumeName};
 use sistemo::settings::SettingsError;
-use sistemo::{ConfError, Error, ImageError, Kind, causes};
+use sistemo::{ConfError, Error, ImageError, Kind, PoolError, causes};
 
 use crate::failure::Failure;
 
 /// What to type next, where there is something.
 pub(crate) fn hint(failure: &Failure) -> Option<String> {
     match failure {
-        Failure::Engine(error) | Failure::Execute(error) => {
-            missing_program(error).or_else(|| engine_hint(error))
-        }
+        Failure::Engine(error) | Failure::Execute(error) => missing_program(error)
+            .or_else(|| full_pool(error))
+            .or_else(|| engine_hint(error)),
         Failure::Usage { hint, .. } => Some(hint.clone()),
         Failure::NoHome => Some("name one with --data-dir DIR or SISTEMO_DATA_DIR".to_owned()),
         Failure::ConfirmationNeeded { does, .. } => Some(format!("-y {does} without asking")),
@@ -33,6 +35,22 @@ fn missing_program(error: &Error) -> Option<String> {
     causes(error).iter().find_map(|text| {
         let program = text.strip_suffix(" is not installed")?;
         Some(format!("sudo apt install {}", package_of(program)?))
+    })
+}
+
+/// A pool that ran full is told by its driver, or by a program that wrote to it.
+fn full_pool(error: &Error) -> Option<String> {
+    let full = match error {
+        Error::Pool { source, .. } => matches!(source, PoolError::Full { .. }),
+        Error::FilesystemProgram { .. } => {
+            let mut told = causes(error).into_iter();
+            told.any(|text| text.contains("No space left on device"))
+        }
+        _ => false,
+    };
+    full.then(|| {
+        "make room in the pool, or use another; `sistemo pool list` tells which have some"
+            .to_owned()
     })
 }
 
@@ -325,6 +343,10 @@ fn history_hint(error: &Error) -> Option<String> {
         Error::PoolLacks { pool, .. } => format!(
             "sistemo pool show {pool} tells what it can; `sistemo pool drivers` what others can"
         ),
+        // What comes from a file is copied wherever it goes.
+        Error::PoolTooFull { action, .. } if action.starts_with("import ") => {
+            "make room there, or name another pool with -P".to_owned()
+        }
         Error::PoolTooFull { .. } => {
             "make room there, or use a pool that does not copy: `sistemo pool drivers`".to_owned()
         }
@@ -337,6 +359,12 @@ fn history_hint(error: &Error) -> Option<String> {
             ..
         } => "import a disk image file; an empty volume is made with `sistemo volume create`"
             .to_owned(),
+        Error::ImageFile {
+            source: ImageError::File(error),
+            ..
+        } if error.source.kind() == ErrorKind::NotFound => {
+            "name a file that is there, or an image: `sistemo image list`".to_owned()
+        }
         Error::ImageFile { source, .. } => disk_file_hint(source).unwrap_or_else(|| {
             "sistemo image import FILE --name NAME --format raw|qcow2|vmdk|vhdx|vdi".to_owned()
         }),
@@ -413,6 +441,7 @@ fn list(kind: Kind) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sistemo_host::directory::FileError;
     use sistemo_host::program::ProgramError;
 
     use super::*;
@@ -428,6 +457,49 @@ mod tests {
         };
         let hint = hint(&Failure::from(error));
         assert_eq!(hint.as_deref(), Some("sudo apt install xfsprogs"));
+    }
+
+    #[test]
+    fn a_pool_without_room_is_told_whoever_found_it_so() {
+        let pool: sistemo::model::PoolName = "fast".parse().unwrap();
+        let ran_full = Error::Pool {
+            pool: pool.clone(),
+            action: "create volume data".to_owned(),
+            source: PoolError::Full {
+                action: "create",
+                pool: pool.clone(),
+                volume: sistemo::model::VolumeId::random(),
+                source: FileError::new(
+                    "write",
+                    "disk",
+                    std::io::Error::from(ErrorKind::StorageFull),
+                ),
+            },
+        };
+        let program = Error::FilesystemProgram {
+            action: "make",
+            filesystem: sistemo::model::Filesystem::Ext4,
+            volume: "data".parse().unwrap(),
+            source: ProgramError::NotInstalled {
+                name: "No space left on device".to_owned(),
+            },
+        };
+        for error in [ran_full, program] {
+            let hint = hint(&Failure::from(error)).unwrap();
+            assert!(hint.starts_with("make room in the pool"), "{hint}");
+        }
+        let too_full = |action: &str| {
+            let error = Error::PoolTooFull {
+                pool: pool.clone(),
+                action: action.to_owned(),
+                needed: sistemo::model::Bytes::new(2),
+                free: sistemo::model::Bytes::new(1),
+            };
+            hint(&Failure::from(error)).unwrap()
+        };
+        assert!(too_full("clone volume data").contains("pool drivers"));
+        // Of a file there is nothing but a copy, in any pool.
+        assert!(too_full("import volume data").ends_with("another pool with -P"));
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn a_refused_deploy_leaves_nothing_behind() {
             "volume taken-root already exists",
         ),
         (1, "nope", "image nope does not exist"),
-        (1, "./nope.raw", "nope.raw"),
+        (1, "./nope.raw", "name a file that is there, or an image"),
         (1, "./disk.raw --attach nope", "volume nope does not exist"),
         (
             1,
