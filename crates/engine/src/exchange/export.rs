@@ -1,7 +1,7 @@
 //! Volumes to files and streams.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -71,16 +71,14 @@ impl Engine {
     /// Where the file is there already, the volume's machine is active and no snapshot is named,
     /// or there is no room.
     pub fn export_volume(&self, export: &Export, to: &Path) -> Result<Exported> {
-        let refuse = |reason| {
-            Err(Error::Exchange {
-                action: "export to",
-                path: to.to_owned(),
-                reason,
-            })
+        let refused = |reason| Error::Exchange {
+            action: "export to",
+            path: to.to_owned(),
+            reason,
         };
         match to.symlink_metadata() {
-            Ok(meta) if meta.is_dir() => return refuse("it is a directory"),
-            Ok(_) => return refuse("it exists already"),
+            Ok(meta) if meta.is_dir() => return Err(refused("it is a directory")),
+            Ok(_) => return Err(refused("it exists already")),
             Err(_) => {}
         }
         let named = export.format.or_else(|| ImageFormat::of_name(to));
@@ -106,7 +104,13 @@ impl Engine {
                 self.write_format(&source, content, format, new.file(), &path, &name)?;
             }
             let sum = self.sum_of(&source, content, &export.checksum)?;
-            new.publish(&name).map_err(fail)?;
+            match new.publish(&name) {
+                // Another was faster.
+                Err(error) if error.source.kind() == ErrorKind::AlreadyExists => {
+                    return Err(refused("it exists already"));
+                }
+                published => published.map_err(fail)?,
+            }
             Ok(sum)
         });
         self.exported(&source, format, written?)
