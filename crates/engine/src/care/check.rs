@@ -7,8 +7,8 @@ use serde::Serialize;
 use sistemo_host::Changed;
 use sistemo_host::program::ProgramError;
 use sistemo_model::{
-    Access, PoolName, Reference, SnapshotKind, SnapshotMark, SnapshotName, Timestamp, Volume,
-    VolumeId, VolumeName,
+    Access, Filesystem, PoolName, Reference, SnapshotKind, SnapshotMark, SnapshotName, Timestamp,
+    Volume, VolumeId, VolumeName,
 };
 use sistemo_pools::{Cost, Flaw, Pool};
 
@@ -215,7 +215,16 @@ impl Engine {
             flaws,
             driver,
             inside: Some(inside),
-            filesystem: filesystem.unwrap_or_else(|| unlooked(&format!("it holds {inside}"))),
+            filesystem: filesystem.unwrap_or_else(|| {
+                let made_with = match (inside, volume.filesystem) {
+                    (Inside::Unknown, Filesystem::None)
+                    | (Inside::Filesystem(_) | Inside::Other(_) | Inside::Several, _) => {
+                        String::new()
+                    }
+                    (Inside::Unknown, made) => format!("; it was made with {made}"),
+                };
+                unlooked(&format!("it holds {inside}{made_with}"))
+            }),
         })
     }
 

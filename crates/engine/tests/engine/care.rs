@@ -573,6 +573,16 @@ fn what_is_no_filesystem_is_said_and_is_no_error() {
         assert_eq!(filesystem(&checked), (Verdict::NotChecked, told.to_owned()));
         assert_eq!(part(&checked, "filesystem").checked_with, None);
     }
+    // A guest may have put anything there: what it was made with is said, and no more.
+    let data = volume(&engine, "data", "16M");
+    write_into(&data, 1024, &[0; 1024]);
+    let checked = check(&engine, "data");
+    assert!(checked.is_sound());
+    let (_, told) = filesystem(&checked);
+    assert_eq!(
+        told,
+        "it holds no filesystem that is known here; it was made with ext4"
+    );
 }
 
 #[test]
