@@ -197,10 +197,12 @@ fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
             format!("start the machine that mounts {volume}, stop it, and check again")
         }
         Obstacle::NoSafeRepair => format!(
-            "copy what can be read in a machine that mounts it read-only, or go back: \
-             `sistemo volume revert {volume}`"
+            "copy what can be read in a machine that mounts it read-only, or go back, \
+             if it has a snapshot: `sistemo volume revert {volume}`"
         ),
-        Obstacle::Data(_) => format!("go back to a snapshot: `sistemo volume revert {volume}`"),
+        Obstacle::Data(_) => {
+            format!("go back to a snapshot, if it has one: `sistemo volume revert {volume}`")
+        }
     }
 }
 
