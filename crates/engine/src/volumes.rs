@@ -521,10 +521,16 @@ impl Engine {
     /// The volume, where a delete of it would be accepted.
     ///
     /// # Errors
-    /// Where it does not exist or is attached, a snapshot of it is pinned, or its pool cannot be
-    /// used.
+    /// Where it does not exist or is attached, machines start from it, it is made anew at each
+    /// start, a snapshot of it is pinned, or its pool cannot be used.
     pub fn check_volume_deletable(&self, reference: &Reference) -> Result<VolumeView> {
         let view = self.volume(reference)?;
+        let found = Reference::from(view.id.to_string());
+        let volume = self.catalogue.read(|session| session.find_volume(&found))?;
+        // First what stays in the way however it is detached.
+        self.refuse_disposable(&volume, Unless::Never)?;
+        self.catalogue
+            .read(|session| refuse_needed_template(session, &volume))?;
         if let Some(machine) = view.attached_to {
             return Err(Error::VolumeAttached {
                 volume: view.name,
@@ -532,8 +538,6 @@ impl Engine {
             });
         }
         self.require_pool(&view.pool)?;
-        let found = Reference::from(view.id.to_string());
-        let volume = self.catalogue.read(|session| session.find_volume(&found))?;
         self.require_no_pins(&volume)?;
         Ok(view)
     }

@@ -5,6 +5,7 @@ use sistemo_model::{Access, Reference};
 use super::MachineView;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::holding::Unless;
 
 impl Engine {
     /// Attaches a volume as the next device of a stopped machine.
@@ -52,6 +53,7 @@ impl Engine {
                 });
             }
             Some(0) => {
+                self.refuse_disposable(&volume, Unless::Never)?;
                 return Err(Error::RootVolume {
                     volume: volume.name,
                     machine: machine.name,
