@@ -141,7 +141,11 @@ impl Command {
             }
             Command::Set(Set { pool, changes }) => {
                 refuse_repeated(&changes, "pool set")?;
-                output.one(&session.engine()?.set_pool(&pool, &changes)?)
+                let changed = session.engine()?.set_pool(&pool, &changes)?;
+                if let Some(told) = size_is_for_later(&changed, &changes) {
+                    output.note(&told);
+                }
+                output.one(&changed)
             }
             Command::Remove { pool } => {
                 let removed = session.engine()?.remove_pool(&pool)?;
@@ -159,6 +163,18 @@ impl Command {
             Command::Drivers => output.list(&session.engine()?.drivers(), "no drivers"),
         }
     }
+}
+
+/// What a new `size` of a pool with a filesystem of its own does not do.
+fn size_is_for_later(pool: &PoolView, changes: &[(String, String)]) -> Option<String> {
+    let sized = changes.iter().any(|(key, _)| key == "size");
+    (sized && pool.resizable).then(|| {
+        let name = &pool.name;
+        format!(
+            "the filesystem of pool {name} stays as large as it is; `sistemo pool resize {name} \
+             SIZE` grows it"
+        )
+    })
 }
 
 fn status(pool: &PoolView) -> Cell {
@@ -317,10 +333,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_title_from_the_file_cannot_steer_the_terminal() {
-        let view = PoolView {
-            name: "\u{1b}[2J".to_owned(),
+    fn view(name: &str) -> PoolView {
+        PoolView {
+            name: name.to_owned(),
             driver: None,
             path: None,
             available: false,
@@ -339,8 +354,26 @@ mod tests {
             options: std::collections::BTreeMap::new(),
             file: None,
             line: Some(1),
-        };
-        let shown = PoolView::table(&[view]).to_string();
+        }
+    }
+
+    #[test]
+    fn a_title_from_the_file_cannot_steer_the_terminal() {
+        let shown = PoolView::table(&[view("\u{1b}[2J")]).to_string();
         assert!(shown.contains("\\u{1b}[2J"), "{shown}");
+    }
+
+    #[test]
+    fn a_size_that_makes_nothing_larger_is_not_passed_over() {
+        let own = PoolView {
+            resizable: true,
+            ..view("fast")
+        };
+        let size = [("size".to_owned(), "5G".to_owned())];
+        let told = size_is_for_later(&own, &size).unwrap();
+        assert!(told.contains("`sistemo pool resize fast SIZE`"), "{told}");
+        let other = [("trash_keep".to_owned(), "0".to_owned())];
+        assert_eq!(size_is_for_later(&own, &other), None);
+        assert_eq!(size_is_for_later(&view("fast"), &size), None);
     }
 }
