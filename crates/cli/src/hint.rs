@@ -200,6 +200,10 @@ fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
             "copy what can be read in a machine that mounts it read-only, or go back, \
              if it has a snapshot: `sistemo volume revert {volume}`"
         ),
+        Obstacle::Lost => format!(
+            "go back to a snapshot, if it has one from before: `sistemo volume revert {volume} SNAPSHOT`; where \
+             a guest has put something else on {volume}, nothing is wrong with it"
+        ),
         Obstacle::Data(_) => {
             format!("go back to a snapshot, if it has one: `sistemo volume revert {volume}`")
         }

@@ -245,8 +245,8 @@ impl Engine {
             .collect())
     }
 
-    /// One snapshot of a volume; without a name, the newest, which is one that a revert left only
-    /// where there are no others.
+    /// One snapshot of a volume; without a name, the newest, which is one that a revert or a repair
+    /// left only where there are no others.
     ///
     /// # Errors
     /// As [`Engine::snapshots`], and where there is none of that name, or none at all.

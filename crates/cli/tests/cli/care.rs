@@ -94,6 +94,27 @@ filesystem  ok       e2fsck        —
 }
 
 #[test]
+fn a_filesystem_that_is_gone_is_told_of() {
+    if !met(&[Requirement::Program("mkfs.xfs")]) {
+        return;
+    }
+    let environment = Environment::new();
+    environment.ok("volume create 320M --name data --fs xfs");
+    write(&environment, "data", b"gone", 0);
+    let lost = environment.run("volume check data");
+    assert_eq!(lost.status, 1);
+    let told = "it was made with xfs, of which there is no sign";
+    assert!(lost.stdout.contains(told), "{}", lost.stdout);
+    let advice = "`sistemo volume revert data SNAPSHOT`";
+    assert!(lost.stderr.contains(advice), "{}", lost.stderr);
+    let refused = environment.run("volume check data --repair");
+    assert_eq!(refused.status, 1);
+    let told = "cannot be repaired: nothing is left to find it by";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    assert!(refused.stderr.contains(advice), "{}", refused.stderr);
+}
+
+#[test]
 fn unused_blocks_are_given_back() {
     if !met(&E2FSPROGS) {
         return;

@@ -73,22 +73,15 @@ impl Tools for Btrfs {
         let ended = program.arg(disk.path).transcribe()?;
         let idle = |line: &str| PROGRESS.iter().any(|begins| line.starts_with(begins));
         match ended.status.code() {
-            Some(0) => Ok(Look {
-                verdict: Verdict::Ok,
-                words: Vec::new(),
-            }),
-            Some(1) => Ok(Look {
-                verdict: Verdict::Damaged,
-                words: words(&ended.text, |line| (!idle(line)).then_some(line)),
-            }),
+            Some(0) => Ok(Look::sound()),
+            Some(1) => {
+                let found = words(&ended.text, |line| (!idle(line)).then_some(line));
+                // btrfs-check(8): "Do not use --repair unless you are advised to do so by a
+                // developer or an experienced user".
+                Ok(Look::damaged(found).not_mendable(Obstacle::NoSafeRepair))
+            }
             _ => Err(failed("btrfs check", &ended)),
         }
-    }
-
-    fn obstacle_to_repair(&self, _found: Verdict) -> Option<Obstacle> {
-        // btrfs-check(8): "Do not use --repair unless you are advised to do so by a developer or
-        // an experienced user".
-        Some(Obstacle::NoSafeRepair)
     }
 
     fn repair(&self, _disk: &Disk<'_>) -> Result<(), ProgramError> {

@@ -12,8 +12,8 @@ use sistemo_model::{
 };
 use sistemo_pools::{Cost, Flaw, Pool};
 
-use super::inside::{Inside, head_of};
-use super::tools::{Disk, Free, Look, Tools};
+use super::inside::{Inside, begins_empty, head_of};
+use super::tools::{Disk, Free, Look, Tools, of};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::holding::IdleVolume;
@@ -78,6 +78,8 @@ pub enum Obstacle {
     DirtyLog,
     /// There is no program that could be trusted with it.
     NoSafeRepair,
+    /// There is nothing left to find the filesystem by.
+    Lost,
 }
 
 impl fmt::Display for Obstacle {
@@ -86,6 +88,7 @@ impl fmt::Display for Obstacle {
             Obstacle::Data(flaws) => flaws,
             Obstacle::DirtyLog => "its log has to be replayed first, by mounting it",
             Obstacle::NoSafeRepair => "its own repair may make it worse",
+            Obstacle::Lost => "nothing is left to find it by",
         })
     }
 }
@@ -121,6 +124,9 @@ pub struct Checked {
     pub repaired: Vec<&'static str>,
     /// The snapshot of the volume as it was before its filesystem was mended.
     pub kept: Option<SnapshotName>,
+    /// Why what is wrong with its filesystem cannot be mended here.
+    #[serde(skip)]
+    pub obstacle: Option<Obstacle>,
 }
 
 impl Checked {
@@ -138,6 +144,10 @@ struct Seen {
     flaws: Vec<Flaw>,
     driver: String,
     inside: Option<Inside>,
+    /// The programs of the filesystem that is there, or was.
+    tools: Option<&'static dyn Tools>,
+    /// The program that was asked.
+    checker: Option<&'static str>,
     /// Of what is inside, or why there is none.
     filesystem: Look,
 }
@@ -172,16 +182,16 @@ impl Engine {
             repaired.push("description");
         }
         let mut kept = None;
-        if let (Some(Inside::Filesystem(tools)), true) =
-            (seen.inside, seen.filesystem.verdict.is_problem())
-        {
+        if let (Some(tools), true) = (seen.tools, seen.filesystem.verdict.is_problem()) {
             kept = self.keep_before_repair(volume, pool.as_ref())?;
-            self.in_stage(&format!("repairing {}", volume.name), || {
+            let outcome = self.in_stage(&format!("repairing {}", volume.name), || {
                 self.with_tools(&held, tools, Access::ReadWrite, "repair", |disk| {
                     tools.repair(disk)
                 })
-            })?;
+            });
+            // A repair that did not come to its end has changed it too.
             self.note_changed(volume.id)?;
+            outcome?;
             repaired.push("filesystem");
         }
         let again = self.in_stage(&format!("checking {}", volume.name), || self.see(&held))?;
@@ -207,25 +217,68 @@ impl Engine {
                 flaws,
                 driver,
                 inside: None,
+                tools: None,
+                checker: None,
                 filesystem: unlooked("its data is not usable"),
             });
         }
-        let (inside, filesystem) = self.look_inside(held, |tools, disk| tools.look(disk))?;
+        let (inside, look) = self.look_inside(held, |tools, disk| tools.look(disk))?;
+        let tools = match inside {
+            Inside::Filesystem(tools) => Some(tools),
+            Inside::Unknown => self.lost_filesystem(volume)?,
+            Inside::Other(_) | Inside::Several => None,
+        };
+        let (filesystem, asked) = match (tools, look) {
+            (Some(tools), None) => self.look_for_lost(held, tools)?,
+            (_, Some(look)) => {
+                let asked = look.verdict != Verdict::NotChecked;
+                (look, asked)
+            }
+            (None, None) => {
+                let made_with = match (inside, volume.filesystem) {
+                    (Inside::Unknown, made) if made != Filesystem::None => {
+                        format!("; it was made with {made}")
+                    }
+                    _ => String::new(),
+                };
+                (unlooked(&format!("it holds {inside}{made_with}")), false)
+            }
+        };
         Ok(Seen {
             flaws,
             driver,
             inside: Some(inside),
-            filesystem: filesystem.unwrap_or_else(|| {
-                let made_with = match (inside, volume.filesystem) {
-                    (Inside::Unknown, Filesystem::None)
-                    | (Inside::Filesystem(_) | Inside::Other(_) | Inside::Several, _) => {
-                        String::new()
-                    }
-                    (Inside::Unknown, made) => format!("; it was made with {made}"),
-                };
-                unlooked(&format!("it holds {inside}{made_with}"))
-            }),
+            tools,
+            checker: tools.filter(|_| asked).map(Tools::checker),
+            filesystem,
         })
+    }
+
+    /// Looks for a filesystem of which there is no sign, and tells whether a program was asked.
+    fn look_for_lost(&self, held: &IdleVolume, tools: &'static dyn Tools) -> Result<(Look, bool)> {
+        let made = tools.filesystem();
+        let lost = format!("it was made with {made}, of which there is no sign");
+        let lost = Look::told(Verdict::Damaged, &lost);
+        let found = self.with_tools(held, tools, Access::ReadOnly, "check", |disk| {
+            tools.look_for_lost(disk)
+        })?;
+        Ok(match found {
+            Some(found) => (lost.and(found), true),
+            None => (lost.not_mendable(Obstacle::Lost), false),
+        })
+    }
+
+    /// The filesystem that a volume without a sign of anything was made with, unless it is as
+    /// empty as one that was wiped.
+    fn lost_filesystem(&self, volume: &Volume) -> Result<Option<&'static dyn Tools>> {
+        let Some(tools) = of(volume.filesystem) else {
+            return Ok(None);
+        };
+        let pool = self.pool(&volume.pool)?;
+        let fail = |source| pool_error(volume, "read", source);
+        let content = pool.content(volume.id, Access::ReadOnly).map_err(fail)?;
+        let empty = begins_empty(content.as_ref()).map_err(fail)?;
+        Ok((!empty).then_some(tools))
     }
 
     /// Finds out what a volume holds, and asks the programs of the filesystem on it, where there
@@ -297,15 +350,8 @@ impl Engine {
 
     #[expect(clippy::unused_self, reason = "it reads better among its like")]
     fn refuse_what_cannot_be_mended(&self, volume: &Volume, seen: &Seen) -> Result<()> {
-        let verdict = seen.filesystem.verdict;
         let (what, obstacle) = if seen.flaws.iter().all(is_of_the_description) {
-            let obstacle = match seen.inside {
-                Some(Inside::Filesystem(tools)) if verdict.is_problem() => {
-                    tools.obstacle_to_repair(verdict)
-                }
-                _ => None,
-            };
-            ("filesystem", obstacle)
+            ("filesystem", seen.filesystem.obstacle.clone())
         } else {
             let flaws: Vec<_> = seen.flaws.iter().map(Flaw::to_string).collect();
             ("data", Some(Obstacle::Data(flaws.join("; "))))
@@ -321,7 +367,8 @@ impl Engine {
     }
 
     /// Keeps a volume as it is, where that costs nothing; where it does not, says that nothing was
-    /// kept.
+    /// kept. A revert without a name leaves the snapshot, which has the damage, out while there are
+    /// others.
     fn keep_before_repair(&self, volume: &Volume, pool: &dyn Pool) -> Result<Option<SnapshotName>> {
         let instant = pool
             .snapshots()
@@ -336,7 +383,7 @@ impl Engine {
         let fail = |source| pool_error(volume, "keep a snapshot of", source);
         let there = power.snapshots(volume.id).map_err(fail)?;
         let name = name_before_repair(|name| there.iter().any(|taken| taken.name == *name))?;
-        // What a revert that names none goes back to is not the damage.
+        // Before it is there: without a mark it would be one that was asked for.
         let mark = SnapshotMark {
             kind: SnapshotKind::Replaced,
             pinned: false,
@@ -372,12 +419,6 @@ impl Seen {
         repaired: Vec<&'static str>,
         kept: Option<SnapshotName>,
     ) -> Checked {
-        let checker = match self.inside {
-            Some(Inside::Filesystem(tools)) if self.filesystem.verdict != Verdict::NotChecked => {
-                Some(tools.checker().to_owned())
-            }
-            _ => None,
-        };
         let data = Part {
             part: "data",
             verdict: if self.flaws.is_empty() {
@@ -391,7 +432,7 @@ impl Seen {
         let filesystem = Part {
             part: "filesystem",
             verdict: self.filesystem.verdict,
-            checked_with: checker,
+            checked_with: self.checker.map(str::to_owned),
             found: self.filesystem.words,
         };
         Checked {
@@ -402,6 +443,7 @@ impl Seen {
             parts: vec![data, filesystem],
             repaired,
             kept,
+            obstacle: self.filesystem.obstacle,
         }
     }
 }

@@ -9,14 +9,36 @@ use super::tools::{Disk, Free, Look, Tools, failed, words};
 use crate::filesystems::{SUPERBLOCK, SUPERBLOCK_LENGTH, is_ext4, was_unmounted};
 
 const CHECKER: &str = "e2fsck";
-/// Exit status of e2fsck(8): errors are left, or something else went wrong. Both are set where the
-/// damage is such that it cannot go on without mending it.
+/// Exit status of e2fsck(8), which is a sum: errors are left; it could not do something, which
+/// after errors is one of theirs; from here on, it did not do its work.
 const ERRORS_LEFT: i32 = 4;
 const COULD_NOT: i32 = 8;
-/// From here on it was called wrongly, or did not end by itself.
 const NOT_DONE: i32 = 16;
+/// What it says where neither the superblock nor a copy of it is to be found.
+const NO_SUPERBLOCK: &str = "does not describe a valid ext2/ext3/ext4";
 
 pub(super) struct Ext4;
+
+/// What e2fsck says of a filesystem while it changes nothing.
+fn examined(disk: &Disk<'_>) -> Result<Look, ProgramError> {
+    let program = disk.program(CHECKER)?.args(["-f", "-n"]).arg(disk.path);
+    let ended = program.transcribe()?;
+    let found = || {
+        words(&ended.text, |line| {
+            worth(line, &disk.path.to_string_lossy())
+        })
+    };
+    match ended.status.code() {
+        // What it says beside, such as of counts that every mount sets right, is no damage.
+        Some(0) => Ok(Look::sound()),
+        Some(code) if code < NOT_DONE && code & ERRORS_LEFT != 0 => Ok(Look::damaged(found())),
+        Some(COULD_NOT) if ended.text.contains(NO_SUPERBLOCK) => {
+            let told = "there is neither a superblock nor a copy of one";
+            Ok(Look::told(Verdict::Damaged, told).not_mendable(Obstacle::Lost))
+        }
+        _ => Err(failed(CHECKER, &ended)),
+    }
+}
 
 fn superblock(head: &[u8]) -> &[u8] {
     let at = usize::try_from(SUPERBLOCK).unwrap_or(usize::MAX);
@@ -44,26 +66,12 @@ impl Tools for Ext4 {
                 "it was not unmounted cleanly; the next mount replays its journal",
             ));
         }
-        let program = disk.program(CHECKER)?.args(["-f", "-n"]).arg(disk.path);
-        let ended = program.transcribe()?;
-        match ended.status.code() {
-            // What it says beside, such as of counts that every mount sets right, is no damage.
-            Some(0) => Ok(Look {
-                verdict: Verdict::Ok,
-                words: Vec::new(),
-            }),
-            Some(code) if code & ERRORS_LEFT != 0 && code < NOT_DONE => Ok(Look {
-                verdict: Verdict::Damaged,
-                words: words(&ended.text, |line| {
-                    worth(line, &disk.path.to_string_lossy())
-                }),
-            }),
-            _ => Err(failed(CHECKER, &ended)),
-        }
+        examined(disk)
     }
 
-    fn obstacle_to_repair(&self, _found: Verdict) -> Option<Obstacle> {
-        None
+    fn look_for_lost(&self, disk: &Disk<'_>) -> Result<Option<Look>, ProgramError> {
+        // It goes by the copies of the superblock.
+        examined(disk).map(Some)
     }
 
     fn repair(&self, disk: &Disk<'_>) -> Result<(), ProgramError> {
@@ -72,6 +80,7 @@ impl Tools for Ext4 {
         match ended.status.code() {
             // Whether errors are left, the next look says.
             Some(code) if code < COULD_NOT => Ok(()),
+            Some(code) if code < NOT_DONE && code & ERRORS_LEFT != 0 => Ok(()),
             _ => Err(failed(CHECKER, &ended)),
         }
     }

@@ -3,6 +3,7 @@
 //! A guest may have made another filesystem than the volume was made with, so the signs count, not
 //! the record. They are only ever a reason to ask a program, which then says whether they lie;
 //! where there are signs of more than one thing, one of them is a remnant, and nothing is asked.
+//! Only where there is no sign of anything does the record count: what was there is lost then.
 
 use std::fmt;
 
@@ -32,12 +33,26 @@ const OTHERS: [(&str, usize, &[u8]); 7] = [
     ),
 ];
 
+/// How much of a volume is all zeros where nothing was ever put on it: there is no filesystem that
+/// writes nothing there.
+const BEGINNING: usize = 1 << 20;
+
 /// The first bytes of a volume, in which all signs are.
 pub(super) fn head_of(content: &dyn Content) -> Result<Vec<u8>, PoolError> {
-    let length = usize::try_from(content.size().get()).map_or(HEAD, |size| size.min(HEAD));
-    let mut head = vec![0; length];
-    content.read_at(&mut head, 0)?;
-    Ok(head)
+    first_of(content, HEAD)
+}
+
+/// Whether a volume begins as one that nothing was ever put on, or that was wiped.
+pub(super) fn begins_empty(content: &dyn Content) -> Result<bool, PoolError> {
+    let beginning = first_of(content, BEGINNING)?;
+    Ok(beginning.iter().all(|byte| *byte == 0))
+}
+
+fn first_of(content: &dyn Content, most: usize) -> Result<Vec<u8>, PoolError> {
+    let length = usize::try_from(content.size().get()).map_or(most, |size| size.min(most));
+    let mut first = vec![0; length];
+    content.read_at(&mut first, 0)?;
+    Ok(first)
 }
 
 /// What a volume holds.

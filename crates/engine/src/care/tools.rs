@@ -17,6 +17,11 @@ const MOST_WORDS: usize = 12;
 /// Every filesystem that there are programs for.
 pub(super) static ALL: [&dyn Tools; 3] = [&Ext4, &Xfs, &Btrfs];
 
+/// The programs of the filesystem that a volume was made with.
+pub(super) fn of(made: Filesystem) -> Option<&'static dyn Tools> {
+    ALL.into_iter().find(|tools| tools.filesystem() == made)
+}
+
 /// The programs of one filesystem.
 pub(super) trait Tools: Sync {
     /// The filesystem.
@@ -34,8 +39,14 @@ pub(super) trait Tools: Sync {
     /// Where the program is missing, or could not do its work.
     fn look(&self, disk: &Disk<'_>) -> Result<Look, ProgramError>;
 
-    /// Why what was found cannot be mended here; `None` where it can.
-    fn obstacle_to_repair(&self, found: Verdict) -> Option<Obstacle>;
+    /// Looks for a filesystem whose sign is lost, and changes nothing; `None` where the program
+    /// has nothing to find it by that could be trusted.
+    ///
+    /// # Errors
+    /// Where the program is missing, or could not do its work.
+    fn look_for_lost(&self, _disk: &Disk<'_>) -> Result<Option<Look>, ProgramError> {
+        Ok(None)
+    }
 
     /// Mends what can be mended. Neither a killed `sistemo` nor a key on the terminal stops it;
     /// where the host goes down in its midst, another repair mends the rest.
@@ -87,13 +98,49 @@ pub(super) struct Look {
     pub(super) verdict: Verdict,
     /// The program's own.
     pub(super) words: Vec<String>,
+    /// Why what was found cannot be mended here; `None` where it can, or need not be.
+    pub(super) obstacle: Option<Obstacle>,
 }
 
 impl Look {
     /// A look that told this alone.
     pub(super) fn told(verdict: Verdict, words: &str) -> Look {
-        let words = vec![words.to_owned()];
-        Look { verdict, words }
+        Look {
+            verdict,
+            words: vec![words.to_owned()],
+            obstacle: None,
+        }
+    }
+
+    /// A look that found nothing wrong.
+    pub(super) fn sound() -> Look {
+        Look {
+            verdict: Verdict::Ok,
+            words: Vec::new(),
+            obstacle: None,
+        }
+    }
+
+    /// A look that found damage, in the program's words.
+    pub(super) fn damaged(words: Vec<String>) -> Look {
+        Look {
+            verdict: Verdict::Damaged,
+            words,
+            obstacle: None,
+        }
+    }
+
+    /// The same, and what a program found of it.
+    pub(super) fn and(mut self, found: Look) -> Look {
+        self.words.extend(found.words);
+        self.obstacle = found.obstacle;
+        self
+    }
+
+    /// The same, of what cannot be mended here.
+    pub(super) fn not_mendable(self, obstacle: Obstacle) -> Look {
+        let obstacle = Some(obstacle);
+        Look { obstacle, ..self }
     }
 }
 

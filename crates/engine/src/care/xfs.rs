@@ -60,25 +60,18 @@ impl Tools for Xfs {
             return Ok(Look::told(
                 Verdict::Unclean,
                 "it was not unmounted cleanly; the next mount replays its log",
-            ));
+            )
+            // It could be thrown away with -L, and with it what was written last.
+            .not_mendable(Obstacle::DirtyLog));
         }
         let idle = |line: &str| PROGRESS.iter().any(|begins| line.starts_with(begins));
         match ended.status.code() {
-            Some(0) => Ok(Look {
-                verdict: Verdict::Ok,
-                words: Vec::new(),
-            }),
-            Some(1) => Ok(Look {
-                verdict: Verdict::Damaged,
-                words: words(&ended.text, |line| (!idle(line)).then_some(line)),
-            }),
+            Some(0) => Ok(Look::sound()),
+            Some(1) => Ok(Look::damaged(words(&ended.text, |line| {
+                (!idle(line)).then_some(line)
+            }))),
             _ => Err(failed(CHECKER, &ended)),
         }
-    }
-
-    fn obstacle_to_repair(&self, found: Verdict) -> Option<Obstacle> {
-        // It could be thrown away with -L, and with it what was written last.
-        (found == Verdict::Unclean).then_some(Obstacle::DirtyLog)
     }
 
     fn repair(&self, disk: &Disk<'_>) -> Result<(), ProgramError> {

@@ -10,6 +10,7 @@ use sistemo::care::{Checked, Obstacle, OnDamage, Part, Verdict};
 use sistemo::exchange::{Checksum, Export, NewImported};
 use sistemo::model::{Bytes, Filesystem, PoolName, SnapshotKind};
 use sistemo::pools::NewPool;
+use sistemo::snapshots::Replaced;
 use sistemo::volumes::{NewVolume, VolumeView};
 use sistemo::{Engine, Error, Notice};
 use sistemo_host::program::Program;
@@ -392,11 +393,7 @@ fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
         assert!(check(&engine, "data").is_sound());
 
         engine
-            .revert_volume(
-                &reference("data"),
-                Some(&kept),
-                sistemo::snapshots::Replaced::Discard,
-            )
+            .revert_volume(&reference("data"), Some(&kept), Replaced::Discard)
             .unwrap();
         let (verdict, _) = filesystem(&check(&engine, "data"));
         assert_eq!(verdict, Verdict::Damaged, "it is as it was");
@@ -405,6 +402,149 @@ fn damage_is_found_and_mended_and_the_damaged_volume_kept() {
         assert_eq!(again.kept.unwrap().as_str(), "before-repair-2");
         engine.delete_volume(&reference("data")).unwrap();
     }
+}
+
+/// Bytes as of another program, which are no sign of anything.
+fn noise(length: usize) -> Vec<u8> {
+    let word = |number: usize| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (1..=length / 8)
+        .flat_map(|number| word(number).to_le_bytes())
+        .collect()
+}
+
+#[test]
+fn damage_that_stops_the_program_in_its_midst_is_damage_and_is_mended() {
+    let Some(place) = reflinks() else { return };
+    if !met(&TOOLS) {
+        return;
+    }
+    let house = House::new();
+    let engine = house.engine();
+    let fast = pool_on(&engine, "fast", &place);
+    let mut disk = Disk::made(&house, Filesystem::Ext4);
+    disk.fill();
+    let data = disk.import(&engine, &disk.image.clone(), "data", &fast);
+    let sound = "sound".parse().unwrap();
+    engine
+        .take_snapshot(&reference("data"), Some(sound))
+        .unwrap();
+    // The first inodes, and the group descriptors before them.
+    write_into(&data, 2048, &noise(600 << 10));
+    let path = data.path.as_ref().unwrap();
+    let asked = Program::find("e2fsck").unwrap().args(["-f", "-n"]);
+    let status = asked.arg(path).transcribe().unwrap().status;
+    assert_eq!(status.code(), Some(4 | 8), "it gives up after errors");
+
+    let (verdict, words) = filesystem(&check(&engine, "data"));
+    assert_eq!(verdict, Verdict::Damaged);
+    assert!(!words.is_empty());
+    let mended = engine.check_volume(&reference("data"), OnDamage::Repair);
+    let mended = mended.unwrap();
+    assert!(mended.is_sound(), "{mended:?}");
+    assert_eq!(mended.kept.unwrap().as_str(), "before-repair");
+    assert!(check(&engine, "data").is_sound());
+
+    // What is kept with the damage is not where a revert goes by itself.
+    let back = engine.revert_volume(&reference("data"), None, Replaced::Discard);
+    assert_eq!(back.unwrap().snapshot.as_str(), "sound");
+    assert!(check(&engine, "data").is_sound());
+}
+
+#[test]
+fn a_filesystem_of_which_no_sign_is_left_is_damage() {
+    if !met(&TOOLS) {
+        return;
+    }
+    let house = House::new();
+    let engine = house.engine();
+    let default: PoolName = "default".parse().unwrap();
+    for made in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
+        let mut disk = Disk::made(&house, made);
+        disk.fill();
+        let name = made.as_str();
+        let data = disk.import(&engine, &disk.image.clone(), name, &default);
+        let superblock = match made {
+            Filesystem::Ext4 => 1024,
+            Filesystem::Xfs => 0,
+            _ => 64 << 10,
+        };
+        write_into(&data, superblock, &noise(1024));
+        let lost = check(&engine, name);
+        let (verdict, words) = filesystem(&lost);
+        assert_eq!((verdict, lost.holds), (Verdict::Damaged, Some("unknown")));
+        let told = format!("it was made with {made}, of which there is no sign");
+        assert_eq!(words.lines().next(), Some(&*told));
+
+        let repaired = engine.check_volume(&reference(name), OnDamage::Repair);
+        if made == Filesystem::Ext4 {
+            let repaired = repaired.unwrap();
+            assert!(repaired.is_sound(), "{repaired:?}");
+            assert_eq!(repaired.holds, Some("ext4"));
+            let out = house.path("out.raw");
+            let export = Export::of(reference(name));
+            engine.export_volume(&export, &out).unwrap();
+            assert!(disk.files_in(&out) == disk.files_in(&disk.image.clone()));
+        } else {
+            let error = repaired.unwrap_err();
+            let expected = format!(
+                "the filesystem of volume {made} cannot be repaired: nothing is left to find it by"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}
+
+#[test]
+fn an_ext4_without_any_superblock_is_refused_before_anything_is_done() {
+    if !met(&[Requirement::Program("e2fsck")]) {
+        return;
+    }
+    let house = House::new();
+    let engine = house.engine();
+    let data = volume(&engine, "data", "16M");
+    // Where the copy is, and then all but the sign of the first.
+    write_into(&data, 8 * MIB, &noise(64 << 10));
+    for (at, told) in [
+        (
+            1024 + 0x40,
+            "there is neither a superblock nor a copy of one",
+        ),
+        (1024, "it was made with ext4, of which there is no sign"),
+    ] {
+        write_into(&data, at, &noise(512));
+        let (verdict, words) = filesystem(&check(&engine, "data"));
+        assert_eq!(verdict, Verdict::Damaged);
+        assert!(words.starts_with(told), "{words}");
+        let error = engine.check_volume(&reference("data"), OnDamage::Repair);
+        let error = error.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::NotRepairable {
+                    obstacle: Obstacle::Lost,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(house.notices(), [], "nothing was begun");
+    }
+}
+
+#[test]
+fn a_volume_that_was_wiped_or_given_to_something_else_is_no_problem() {
+    if !met(&[Requirement::Program("mkfs.ext4")]) {
+        return;
+    }
+    let house = House::new();
+    let engine = house.engine();
+    let data = volume(&engine, "data", "16M");
+    write_into(&data, 0, &vec![0; 1 << 20]);
+    assert_eq!(filesystem(&check(&engine, "data")).0, Verdict::NotChecked);
+    write_into(&data, 0, b"LUKS\xba\xbe");
+    let checked = check(&engine, "data");
+    assert!(checked.is_sound());
+    assert_eq!(filesystem(&checked).0, Verdict::NotChecked);
 }
 
 #[test]
@@ -573,9 +713,9 @@ fn what_is_no_filesystem_is_said_and_is_no_error() {
         assert_eq!(filesystem(&checked), (Verdict::NotChecked, told.to_owned()));
         assert_eq!(part(&checked, "filesystem").checked_with, None);
     }
-    // A guest may have put anything there: what it was made with is said, and no more.
+    // Of one that was wiped, what it was made with is said, and no more.
     let data = volume(&engine, "data", "16M");
-    write_into(&data, 1024, &[0; 1024]);
+    write_into(&data, 0, &vec![0; 1 << 20]);
     let checked = check(&engine, "data");
     assert!(checked.is_sound());
     let (_, told) = filesystem(&checked);

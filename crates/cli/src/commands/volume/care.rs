@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use sistemo::Engine;
-use sistemo::care::{Checked, OnDamage, Trimmed, Verdict, VolumeUsage};
+use sistemo::care::{Checked, Obstacle, OnDamage, Trimmed, Verdict, VolumeUsage};
 use sistemo::model::{Bytes, Reference};
 
 use crate::arguments::reference;
@@ -81,7 +81,8 @@ fn advice(checked: &Checked) -> String {
         let parts = &mut checked.parts.iter();
         parts.any(|it| it.part == part && it.verdict == Verdict::Damaged)
     };
-    if damaged("filesystem") && checked.holds == Some("btrfs") {
+    let unmendable = [Some(Obstacle::NoSafeRepair), Some(Obstacle::Lost)];
+    if damaged("filesystem") && unmendable.contains(&checked.obstacle) {
         return format!(
             "`sistemo volume revert {name} SNAPSHOT` takes it back to one from before the damage"
         );
@@ -230,6 +231,7 @@ mod tests {
             ],
             repaired: Vec::new(),
             kept: None,
+            obstacle: None,
         };
         let table = Checked::table(&[checked]).to_string();
         let expected = "\
