@@ -155,6 +155,15 @@ impl Place<'_> {
             taken / 1024,
         );
         self.compare("revert", plain.revert, label, || {
+            "volume revert base s1 --discard -y".to_owned()
+        });
+        if plain.clone == COPY.clone {
+            // As many copies again would fill the disk of many a host.
+            return;
+        }
+        let kept = plain.snapshot.replace("$$", "kept-$$");
+        let keeping = format!("{kept} && {}", plain.revert);
+        self.compare("revert that keeps", &keeping, label, || {
             "volume revert base s1".to_owned()
         });
     }
