@@ -204,6 +204,11 @@ fn repair_hint(volume: &VolumeName, obstacle: &Obstacle) -> String {
             "go back to a snapshot, if it has one from before: `sistemo volume revert {volume} SNAPSHOT`; where \
              a guest has put something else on {volume}, nothing is wrong with it"
         ),
+        Obstacle::Replaced => format!(
+            "where it is lost, `sistemo volume move {volume} -P POOL` to a pool whose snapshots are \
+             instant and repair it there; where a guest has put something else on {volume}, nothing is \
+             wrong with it"
+        ),
         Obstacle::Data(_) => {
             format!("go back to a snapshot, if it has one: `sistemo volume revert {volume}`")
         }

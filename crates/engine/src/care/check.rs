@@ -10,7 +10,7 @@ use sistemo_model::{
     Access, Filesystem, PoolName, Reference, SnapshotKind, SnapshotMark, SnapshotName, Timestamp,
     Volume, VolumeId, VolumeName,
 };
-use sistemo_pools::{Cost, Flaw, Pool};
+use sistemo_pools::{Cost, Flaw, Pool, Snapshots};
 
 use super::inside::{Inside, begins_empty, head_of};
 use super::tools::{Disk, Free, Look, Tools, of};
@@ -80,6 +80,9 @@ pub enum Obstacle {
     NoSafeRepair,
     /// There is nothing left to find the filesystem by.
     Lost,
+    /// It could be found by a copy of its beginning, but a guest may have put something else in
+    /// its place, and the pool keeps no snapshot at once that would bring that back.
+    Replaced,
 }
 
 impl fmt::Display for Obstacle {
@@ -89,6 +92,7 @@ impl fmt::Display for Obstacle {
             Obstacle::DirtyLog => "its log has to be replayed first, by mounting it",
             Obstacle::NoSafeRepair => "its own repair may make it worse",
             Obstacle::Lost => "nothing is left to find it by",
+            Obstacle::Replaced => "something else may be in its place",
         })
     }
 }
@@ -173,7 +177,7 @@ impl Engine {
         }
         self.require_pool(&volume.pool)?;
         let pool = self.pool(&volume.pool)?;
-        self.refuse_what_cannot_be_mended(volume, &seen)?;
+        self.refuse_what_cannot_be_mended(volume, pool.as_ref(), &seen)?;
         let mut repaired = Vec::new();
         if !seen.flaws.is_empty() {
             let _: Changed = pool
@@ -349,9 +353,18 @@ impl Engine {
     }
 
     #[expect(clippy::unused_self, reason = "it reads better among its like")]
-    fn refuse_what_cannot_be_mended(&self, volume: &Volume, seen: &Seen) -> Result<()> {
+    fn refuse_what_cannot_be_mended(
+        &self,
+        volume: &Volume,
+        pool: &dyn Pool,
+        seen: &Seen,
+    ) -> Result<()> {
         let (what, obstacle) = if seen.flaws.iter().all(is_of_the_description) {
-            ("filesystem", seen.filesystem.obstacle.clone())
+            let found_by_a_copy =
+                matches!(seen.inside, Some(Inside::Unknown)) && seen.tools.is_some();
+            let replaced = found_by_a_copy && instant_snapshots(pool).is_none();
+            let replaced = replaced.then_some(Obstacle::Replaced);
+            ("filesystem", seen.filesystem.obstacle.clone().or(replaced))
         } else {
             let flaws: Vec<_> = seen.flaws.iter().map(Flaw::to_string).collect();
             ("data", Some(Obstacle::Data(flaws.join("; "))))
@@ -370,10 +383,7 @@ impl Engine {
     /// kept. A revert without a name leaves the snapshot, which has the damage, out while there are
     /// others.
     fn keep_before_repair(&self, volume: &Volume, pool: &dyn Pool) -> Result<Option<SnapshotName>> {
-        let instant = pool
-            .snapshots()
-            .filter(|power| power.snapshot_cost() == Cost::Instant);
-        let Some(power) = instant else {
+        let Some(power) = instant_snapshots(pool) else {
             self.reporter.notice(&Notice::NothingKept {
                 volume: volume.name.clone(),
                 pool: volume.pool.clone(),
@@ -469,4 +479,9 @@ fn name_before_repair(taken: impl Fn(&SnapshotName) -> bool) -> Result<SnapshotN
             kind: Kind::Snapshot,
             name: base.to_owned(),
         })
+}
+/// The power of a pool to keep a volume as it is at no cost.
+fn instant_snapshots(pool: &dyn Pool) -> Option<&dyn Snapshots> {
+    pool.snapshots()
+        .filter(|power| power.snapshot_cost() == Cost::Instant)
 }

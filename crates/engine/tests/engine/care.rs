@@ -457,12 +457,13 @@ fn a_filesystem_of_which_no_sign_is_left_is_damage() {
     }
     let house = House::new();
     let engine = house.engine();
-    let default: PoolName = "default".parse().unwrap();
+    let place = LoopFilesystem::new(LoopKind::Btrfs, Bytes::from_mib(2048));
+    let subvolumes = pool(&engine, "subvolumes", "btrfs", &place.path().join("pool"));
     for made in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
         let mut disk = Disk::made(&house, made);
         disk.fill();
         let name = made.as_str();
-        let data = disk.import(&engine, &disk.image.clone(), name, &default);
+        let data = disk.import(&engine, &disk.image.clone(), name, &subvolumes);
         let superblock = match made {
             Filesystem::Ext4 => 1024,
             Filesystem::Xfs => 0,
@@ -492,6 +493,30 @@ fn a_filesystem_of_which_no_sign_is_left_is_damage() {
             assert_eq!(error.to_string(), expected);
         }
     }
+}
+
+#[test]
+fn what_may_have_replaced_an_ext4_is_not_overwritten_where_nothing_brings_it_back() {
+    if !met(&TOOLS) {
+        return;
+    }
+    let place = LoopFilesystem::new(LoopKind::Ext4, Bytes::from_mib(1024));
+    let house = House::new();
+    let engine = house.engine();
+    let plain = pool(&engine, "plain", "file", &place.path().join("pool"));
+    let mut disk = Disk::made(&house, Filesystem::Ext4);
+    disk.fill();
+    let data = disk.import(&engine, &disk.image.clone(), "data", &plain);
+    write_into(&data, 0, &noise(8192));
+    let before = std::fs::read(data.path.as_ref().unwrap()).unwrap();
+    let error = engine
+        .check_volume(&reference("data"), OnDamage::Repair)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the filesystem of volume data cannot be repaired: something else may be in its place"
+    );
+    assert!(std::fs::read(data.path.unwrap()).unwrap() == before);
 }
 
 #[test]
